@@ -1,0 +1,80 @@
+"""From a trained model to texts: answers of a whole dataset, and of one question about one picture."""
+import math
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from features import tokenize_questions
+from pictures import UNREADABLE, open_picture
+from vocab import UNK
+
+
+@torch.no_grad()
+def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=256, beam_size=1, image_index=None):
+    """Answers of all rows: texts, confidences (0..1) and the gate's shares of the picture (0..1, None without a gate).
+
+    `image_index` (N,) shows the rows other pictures.
+    """
+    model.eval()
+    parts = []
+    for index in tqdm(torch.arange(len(dataset)).split(batch_size), "answering", unit=" batches", leave=False, delay=1):
+        batch = dataset.batch(index, None if image_index is None else image_index[index])
+        with precision.autocast():
+            parts.append(model.generate(batch, answer_max_len, beam_size))
+    # brought to the host once, at the end: a look at every batch would stall the device
+    answer_ids, confidences, gates = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
+    return [vocab.decode(ids) for ids in answer_ids], confidences, [None if math.isnan(gate) else gate for gate in gates]
+
+
+def exchanged_pictures(dataset, seed):
+    """For each row another picture (N,): the distinct pictures form one random circle, each row gets its picture's next.
+
+    None where there is only one picture.
+    """
+    pictures = dataset.image_index.unique()                              # (P,), sorted
+    if len(pictures) < 2:
+        return None
+    circle = pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))]
+    following = torch.empty(int(pictures.max()) + 1, dtype=torch.long)
+    following[circle] = circle.roll(-1)
+    return following[dataset.image_index]
+
+
+def spelled_labels(labels, vocab, answer_max_len):
+    """The labels as the model could write them at best: known words only, cut to the length."""
+    encoded = (vocab.encode(label, answer_max_len) for label in labels)
+    return [vocab.decode(index for index in ids if index != UNK) for ids in encoded]
+
+
+@torch.no_grad()
+def answer_picture(image, question, model, encoders, vocab, sizes, precision, beam_size=1):
+    """(text, confidence, gate's share of the picture) for one picture file and one question, computed live.
+
+    Raises FileNotFoundError or ValueError where the picture cannot be read.
+    """
+    try:
+        picture = encoders.image.resize(open_picture(image))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--image {image}: no such file") from error
+    except UNREADABLE as error:
+        raise ValueError(f"--image {image} cannot be read as a picture: {error}") from error
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, picture.height, picture.width, 3)
+    input_ids, _ = tokenize_questions(encoders.question.tokenizer, [question], sizes["question_max_len"])
+    input_ids, pixels = input_ids.to(precision.device), pixels.permute(0, 3, 1, 2).to(precision.device)
+    mask = torch.ones_like(input_ids, dtype=torch.bool)
+    only = torch.zeros(1, dtype=torch.long, device=precision.device)
+    with precision.autocast():
+        batch = {"image_states": model.encode_image_frozen(encoders.image.normalize(pixels)), "image_row": only,
+                 "question_states": model.encode_question_frozen(input_ids, mask), "question_row": only,
+                 "attention_mask": mask}
+        answer_ids, confidence, gate = model.generate(batch, sizes["answer_max_len"], beam_size)
+    share = gate.item()
+    return vocab.decode(answer_ids[0].tolist()), confidence.item(), None if math.isnan(share) else share
+
+
+def picture_row(image, question, text, confidence, gate):
+    """A row as the gallery draws it, of a question without known answers."""
+    return {"question_id": "", "image_id": "", "image_path": str(image), "picture_file": Path(image), "question": question,
+            "answer": "", "answers": [], "prediction": text, "confidence": confidence, "gate": gate, "question_type": "",
+            "answer_type": "", "sentence_bleu": None, "exact_match": None, "vqa_accuracy": None}

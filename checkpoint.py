@@ -1,0 +1,95 @@
+"""Checkpoints: written whole, read without executing code, refused with both values where they do not fit."""
+import io
+import pickle
+
+import torch
+
+from encoders import load_encoders
+from files import whole_file
+from model import VQAModel
+from vocab import Vocab
+
+FORMAT = "generative-vqa checkpoint 1"
+SIZES = ("hidden_size", "num_layers", "dropout", "question_max_len", "answer_max_len", "inputs", "fusion", "image_pooling")
+KEYS = ("format", "stage", "weights", "vocab", "sizes", "encoders", "cut", "settings", "epoch", "val_loss")
+
+
+def save_checkpoint(path, content):
+    """Write a dict of tensors and plain Python. Through a buffer, so that equal content gives equal bytes
+    whatever the file's name is."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_checkpoint(path, keys=KEYS):
+    """The dict that `save_checkpoint` wrote, on the CPU. Raises FileNotFoundError or ValueError of one line."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"checkpoint {path} not found: train first (`python train.py`, then `python fine_tune.py`), "
+                                "or name one with --checkpoint") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this program, or is damaged "
+                         f"({type(error).__name__})") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")
+    lost = [name for name in SIZES if name not in content.get("sizes", SIZES)]
+    if lost or "decoder.embedding.weight" not in content.get("weights", {"decoder.embedding.weight": None}):
+        raise ValueError(f"{path} is not a whole checkpoint of this program: it lacks {', '.join(lost) or 'the decoder'}")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} has the format {content['format']!r}, this program reads {FORMAT!r}")
+    return content
+
+
+def checkpoint_vocab(checkpoint, path):
+    """The checkpoint's vocabulary. Raises ValueError where it does not fit the weights."""
+    vocab = Vocab(checkpoint["vocab"])
+    rows = checkpoint["weights"]["decoder.embedding.weight"].shape[0]
+    if rows != len(vocab):
+        raise ValueError(f"{path}: the vocabulary has {len(vocab)} words and the decoder {rows}")
+    return vocab
+
+
+def check_encoders(checkpoint, encoders, path):
+    """Raise ValueError where the loaded encoders are not those that the checkpoint was trained with."""
+    found = {"clip": encoders.image.fingerprint, "gpt2": encoders.question.fingerprint}
+    for name, expected in checkpoint["encoders"]["fingerprints"].items():
+        if found[name] != expected:
+            raise ValueError(f"{path} was trained with {checkpoint['encoders'][f'{name}_model']} of fingerprint {expected}, "
+                             f"the one found here has {found[name]}: use the same weights, or train again")
+
+
+def load_weights(model, weights, path):
+    """Copy `weights` into the model's trainable parameters. Raises ValueError where names or shapes differ."""
+    own = model.trainable_weights()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(f"{path} does not fit the model: it lacks {missing[:3]} and has {unknown[:3]} "
+                         f"({len(missing)} and {len(unknown)} in all)")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"{path}: {name} has the shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+
+
+def build_model(encoders, vocab_size, sizes):
+    """A VQAModel with both encoders frozen and a fresh head; `sizes` as in a checkpoint."""
+    names = ("hidden_size", "num_layers", "dropout", "inputs", "fusion", "image_pooling")
+    return VQAModel(encoders.image.visual, encoders.question.gpt2, vocab_size, **{name: sizes[name] for name in names})
+
+
+def restore_model(path, checkpoint=None):
+    """(checkpoint, encoders, vocab, model) of a checkpoint file: the model as it was saved, at its cut, on the CPU."""
+    checkpoint = checkpoint or read_checkpoint(path)
+    vocab = checkpoint_vocab(checkpoint, path)
+    names = checkpoint["encoders"]
+    encoders = load_encoders(names["clip_model"], names["clip_pretrained"], names["gpt2_model"])
+    check_encoders(checkpoint, encoders, path)
+    model = build_model(encoders, len(vocab), checkpoint["sizes"])
+    model.unfreeze(**checkpoint["cut"])
+    load_weights(model, checkpoint["weights"], path)
+    return checkpoint, encoders, vocab, model

@@ -1,0 +1,82 @@
+"""The tiny GPT-2: its own byte-pair tokenizer and language modelling on questions about scenes never shown."""
+import random
+
+import torch
+from tqdm import tqdm
+
+from demo.questions import background_questions, long_questions, short_questions, vague_questions
+from demo.world import sample_partition
+
+END = "<|endoftext|>"
+VOCAB_SIZE = 512
+QUESTIONS_PER_TEXT = 4        # questions about one scene follow each other, so that what they name is kept in mind
+CONTEXT = 64
+MODEL = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+         "attn_pdrop": 0.0}
+
+
+def question_texts(number, seed):
+    """`number` texts of a few questions each, about pretraining scenes. Half of the questions are in lower case."""
+    texts = []
+    for index in range(number):
+        rng = random.Random(f"questions {seed}:{index}")
+        scene = sample_partition(rng, demo=False)
+        asked = [*long_questions(scene), *background_questions(scene), *short_questions(scene, rng),
+                 *vague_questions(scene, rng)]
+        texts.append(" ".join(rng.choice(rng.choice(asked).wordings) for _ in range(QUESTIONS_PER_TEXT)))
+    return texts
+
+
+def train_tokenizer(texts):
+    """GPT-2's byte-level BPE with a small vocabulary, learned from `texts`; a transformers tokenizer."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2TokenizerFast
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=VOCAB_SIZE, min_frequency=2, special_tokens=[END], show_progress=False)
+    return GPT2TokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, unk_token=END,
+                             model_max_length=CONTEXT)
+
+
+def train_gpt2(texts, held_out, steps, batch_size, learning_rate, seed, log):
+    """Train on `texts`; returns the language model and its tokenizer. `log(row)` every 50 steps."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(texts)
+    end = tokenizer.convert_tokens_to_ids(END)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **MODEL))
+    ids, held_out_ids = (encode(tokenizer, part, end) for part in (texts, held_out))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    bar = tqdm(range(1, steps + 1), desc="GPT-2", unit="step")
+    for step in bar:
+        loss = lm_loss(model, ids[torch.randint(len(ids), (batch_size,), generator=generator)])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+        if step % 50 == 0 or step == steps:
+            with torch.no_grad():
+                held_out_loss = lm_loss(model, held_out_ids).item()
+            log({"step": step, "loss": total / ((step - 1) % 50 + 1), "held_out_loss": held_out_loss})
+            bar.set_postfix(held_out=f"{held_out_loss:.3f}")
+            total = 0.0
+    return model, tokenizer
+
+
+def encode(tokenizer, texts, end):
+    """Texts between two END tokens as ids (N, CONTEXT); beyond the second END, -100 marks what is not scored."""
+    rows = torch.full((len(texts), CONTEXT), -100)
+    for number, encoded in enumerate(tokenizer(texts)["input_ids"]):
+        row = [end, *encoded, end][:CONTEXT]
+        rows[number, :len(row)] = torch.tensor(row)
+    return rows
+
+
+def lm_loss(model, labels):
+    """Mean cross-entropy in nats of the next token, on ids (B, L) with -100 for padding."""
+    labels = labels[:, :int((labels != -100).sum(1).max())]
+    return model(input_ids=labels.clamp(min=0), labels=labels).loss

@@ -1,0 +1,121 @@
+"""Draws the demo's cartoon scenes and writes them, with questions and answers, in the official VQA v2 layout.
+
+Reads nothing. Writes OUTPUT_DIR/train2014/COCO_train2014_%012d.jpg and the two JSON files that VQA v2 uses
+(questions; annotations with ten simulated human answers each). Prints how many of each kind were written.
+6,000 scenes take about half a minute on two cores. The same seed gives the same bytes whatever the workers.
+"""
+import json
+import random
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
+
+import settings
+from demo.drawing import draw_scene
+from demo.questions import ask
+from demo.world import sample_partition
+from files import whole_file
+
+SUBSET = "train2014"
+JPEG_QUALITY = 88
+LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT: drawn by demo/make_scenes.py"}
+
+
+@dataclass
+class Config:
+    """Settings of the scene drawing."""
+
+    output_dir: str = "demo/vqa_v2"
+    """folder that receives the two JSON files and the pictures"""
+    num_scenes: int = 6000
+    """number of pictures; about five questions are asked about each"""
+    workers: int = 2
+    """processes that draw (1 = none beside this one)"""
+    seed: int = 42
+    """another seed gives other scenes, questions and answers"""
+
+
+def demo_scene(seed, image_id):
+    """The scene of one demo picture and the generator that goes on to ask about it."""
+    rng = random.Random(f"{seed}:{image_id}")
+    return sample_partition(rng, demo=True), rng
+
+
+def make_picture(image_id, seed, image_dir):
+    """Draw and save one scene; returns its questions (dicts as `questions.ask` gives them)."""
+    scene, rng = demo_scene(seed, image_id)
+    draw_scene(scene).save(image_dir / f"COCO_{SUBSET}_{image_id:012d}.jpg", "JPEG", quality=JPEG_QUALITY)
+    return ask(scene, rng)
+
+
+def official_entries(image_id, asked):
+    """The question and annotation entries of one picture in VQA v2's layout."""
+    questions, annotations = [], []
+    for number, item in enumerate(asked):
+        question_id, answers = image_id * 1000 + number, item["answers"]
+        counts = Counter(answers)
+        usual = min(counts, key=lambda text: (-counts[text], text))
+        kind = "yes/no" if usual in ("yes", "no") else "number" if usual.isdigit() else "other"
+        questions.append({"image_id": image_id, "question": item["question"], "question_id": question_id})
+        annotations.append({
+            "question_type": item["question_type"], "multiple_choice_answer": usual,
+            "answers": [{"answer": text, "answer_id": index,
+                         "answer_confidence": "yes" if counts[text] > 1 else "maybe"}
+                        for index, text in enumerate(answers, start=1)],
+            "image_id": image_id, "answer_type": kind, "question_id": question_id})
+    return questions, annotations
+
+
+def main(cfg):
+    """Draw all pictures, write the two JSON files, print the counts."""
+    settings.check_range(cfg, "num_scenes", low=1)
+    settings.check_range(cfg, "workers", low=1)
+    folder = Path(cfg.output_dir)
+    image_dir = folder / SUBSET
+    image_dir.mkdir(parents=True, exist_ok=True)
+    for stale in image_dir.glob(f"COCO_{SUBSET}_*.jpg"):
+        stale.unlink()
+    image_ids = range(1, cfg.num_scenes + 1)
+    asked = draw_all(partial(make_picture, seed=cfg.seed, image_dir=image_dir), image_ids, cfg.workers, "scenes")
+    questions, annotations = [], []
+    for image_id, items in zip(image_ids, asked, strict=True):
+        for total, part in zip((questions, annotations), official_entries(image_id, items), strict=True):
+            total.extend(part)
+    head = {"info": {"description": "Cartoon scenes for a demonstration; not VQA v2", "version": "1.0"},
+            "license": LICENSE, "data_subtype": SUBSET, "data_type": "mscoco"}
+    write_compact(folder / f"v2_OpenEnded_mscoco_{SUBSET}_questions.json",
+                  head | {"task_type": "Open-Ended", "questions": questions})
+    write_compact(folder / f"v2_mscoco_{SUBSET}_annotations.json", head | {"annotations": annotations})
+    report(folder, asked)
+
+
+def draw_all(make, numbers, workers, name):
+    """`[make(number) for number in numbers]` with `workers` processes and a progress bar, in order."""
+    if workers == 1:
+        return [make(number) for number in tqdm(numbers, desc=name, unit="scene")]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(make, numbers, chunksize=32), total=len(numbers), desc=name, unit="scene"))
+
+
+def write_compact(path, value):
+    """JSON without indentation, as the official files have it."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def report(folder, asked):
+    """Print how many pictures and questions of each kind were written."""
+    kinds = Counter(item["kind"] for items in asked for item in items)
+    print(f"{len(asked)} pictures and {kinds.total()} questions with ten answers each in {folder}")
+    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
+
+
+if __name__ == "__main__":
+    settings.run(main, Config)

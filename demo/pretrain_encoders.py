@@ -1,0 +1,178 @@
+"""Pretrains the demo's two tiny encoders from nothing: a CLIP on drawn scenes, a GPT-2 on questions about them.
+
+Reads nothing. Writes OUTPUT_DIR/clip (open_clip's `local-dir:` format), OUTPUT_DIR/gpt2 (transformers' format),
+their logs (clip_log.csv, gpt2_log.csv), pretraining.png and settings_PARTS.json. Every scene used here has a
+description that the demo never shows (demo/world.py: belongs_to_demo). On two cores 32 minutes for CLIP and 2 for
+GPT-2; the logs have the seconds.
+"""
+import csv
+import dataclasses
+import multiprocessing
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
+
+import torch
+
+import settings
+from demo import captions, clip_training, gpt2_training
+from demo.make_scenes import draw_all
+from files import whole_file, write_json
+
+HELD_OUT_FAMILIES, HELD_OUT_TEXTS = 100, 200
+
+
+@dataclass
+class Config:
+    """Settings of the pretraining."""
+
+    output_dir: str = "demo/encoders"
+    """folder that receives clip/, gpt2/ and the logs"""
+    parts: str = "both"
+    """what to pretrain: both, clip or gpt2"""
+    num_families: int = 9000
+    """scene families drawn for CLIP; a family is a scene and three copies with one or more facts changed"""
+    clip_steps: int = 3200
+    """optimizer steps of CLIP"""
+    clip_batch_size: int = 64
+    """pictures per step and process"""
+    clip_learning_rate: float = 2e-3
+    """highest learning rate of CLIP (AdamW, warm-up, cosine)"""
+    weight_decay: float = 0.05
+    """AdamW's weight decay of CLIP's matrices"""
+    gpt2_steps: int = 500
+    """optimizer steps of GPT-2"""
+    gpt2_batch_size: int = 32
+    """texts of four questions per step"""
+    gpt2_learning_rate: float = 2e-3
+    """highest learning rate of GPT-2"""
+    num_texts: int = 8000
+    """texts for GPT-2, each of four questions about one scene"""
+    workers: int = 2
+    """processes that draw and train CLIP; another number gives another model, since each draws its own batches"""
+    save_seconds: float = 240.0
+    """CLIP is saved this often, seconds"""
+    seed: int = 7
+    """another seed gives other scenes and weights"""
+
+
+class Log:
+    """A CSV that grows row by row, with the seconds since its start."""
+
+    def __init__(self, path):
+        self.path, self.rows, self.start = path, [], time.monotonic()
+
+    def __call__(self, row):
+        self.rows.append({name: value if isinstance(value, int) else "" if value is None else f"{value:.5g}"
+                          for name, value in row.items()} | {"seconds": round(time.monotonic() - self.start)})
+        with whole_file(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def main(cfg):
+    """Pretrain what `cfg.parts` names and write it."""
+    if cfg.parts not in ("both", "clip", "gpt2"):
+        raise ValueError(f"--parts {cfg.parts} is unknown: use both, clip or gpt2")
+    for name in ("num_families", "clip_steps", "gpt2_steps", "num_texts", "workers"):
+        settings.check_range(cfg, name, low=1)
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    if cfg.parts in ("both", "gpt2"):
+        pretrain_gpt2(cfg, folder)
+    if cfg.parts in ("both", "clip"):
+        pretrain_clip(cfg, folder)
+    write_json(folder / f"settings_{cfg.parts}.json", dataclasses.asdict(cfg))
+    draw_curves(folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{size / 1e6:.1f} MB in {folder}")
+
+
+def pretrain_gpt2(cfg, folder):
+    """Tokenizer and language model, saved in fp16 with the tokenizer's files beside them."""
+    texts = gpt2_training.question_texts(cfg.num_texts, cfg.seed)
+    held_out = gpt2_training.question_texts(HELD_OUT_TEXTS, f"held out {cfg.seed}")
+    model, tokenizer = gpt2_training.train_gpt2(texts, held_out, cfg.gpt2_steps, cfg.gpt2_batch_size,
+                                                cfg.gpt2_learning_rate, cfg.seed, Log(folder / "gpt2_log.csv"))
+    model.transformer.half().save_pretrained(folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+
+
+def pretrain_clip(cfg, folder):
+    """Draw the families, then train CLIP in `cfg.workers` processes that share the pictures."""
+    draw = partial(clip_training.render_family, seed=cfg.seed)
+    scenes = clip_training.Scenes(draw_all(draw, range(cfg.num_families), cfg.workers, "families"))
+    draw = partial(clip_training.render_family, seed=f"held out {cfg.seed}")
+    held_out = clip_training.Scenes([draw(number) for number in range(HELD_OUT_FAMILIES)])
+    print(f"{len(scenes)} pictures, {len(scenes.index)} statements; {len(held_out)} pictures held out")
+    context = multiprocessing.get_context("fork")  # the pictures are shared, not copied
+    with tempfile.TemporaryDirectory() as meeting:
+        arguments = (cfg.workers, f"{meeting}/address", scenes, held_out, cfg.clip_steps, cfg.clip_batch_size,
+                     cfg.clip_learning_rate, cfg.weight_decay, cfg.seed, Log(folder / "clip_log.csv"),
+                     partial(save_clip, folder=folder / "clip"), cfg.save_seconds)
+        others = [context.Process(target=clip_training.train_clip, args=(rank, *arguments), daemon=True)
+                  for rank in range(1, cfg.workers)]
+        for process in others:
+            process.start()
+        clip_training.train_clip(0, *arguments)
+        for process in others:
+            process.join()
+
+
+def save_clip(model, folder):
+    """Configuration, fp16 weights and the captions' tokenizer in open_clip's `local-dir:` layout."""
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "open_clip_config.json",
+               {"model_cfg": clip_training.MODEL, "preprocess_cfg": clip_training.PREPROCESS})
+    words = {word: number for number, word in enumerate(captions.vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[(word, words[word]) for word in ("<start>", "<end>")])
+    with whole_file(folder / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<start>",
+        "eos_token": "<end>", "clean_up_tokenization_spaces": False,
+        "model_max_length": captions.CONTEXT_LENGTH})
+    with whole_file(folder / "open_clip_model.safetensors") as temporary:
+        save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+
+
+def draw_curves(folder):
+    """pretraining.png: both losses and CLIP's accuracies over the steps, from the CSV logs that are there."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    panels = ((axes[0], "clip_log.csv", ("loss",), "CLIP: contrastive loss (nats)"),
+              (axes[1], "clip_log.csv", ("batch_accuracy", "held_out_retrieval"), "CLIP: accuracy"),
+              (axes[2], "gpt2_log.csv", ("loss", "held_out_loss"), "GPT-2: loss (nats per token)"))
+    for axis, name, columns, title in panels:
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if not (folder / name).is_file():
+            continue
+        with open(folder / name, newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        for column in columns:
+            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            axis.plot(*zip(*points, strict=True), label=column.replace("_", " "))
+        axis.legend()
+    with whole_file(folder / "pretraining.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    settings.run(main, Config)

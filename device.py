@@ -1,0 +1,43 @@
+"""Where to compute, and how precisely."""
+import torch
+
+AMP_MODES = ("auto", "bf16", "fp16", "off")
+
+
+class Precision:
+    """The device and the autocast dtype of a run: bf16 where the device has it, else fp16, off on CPU unless asked."""
+
+    def __init__(self, device="auto", amp="auto"):
+        """Raises ValueError for a device that is not there or a mode it cannot do."""
+        if amp not in AMP_MODES:
+            raise ValueError(f"--amp {amp} is none of {', '.join(AMP_MODES)}")
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            self.device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device {device} is no device; use auto, cpu, cuda or cuda:1") from error
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device {device} is not supported; use auto, cpu, cuda or cuda:1")
+        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        on_cuda = self.device.type == "cuda"
+        if amp == "fp16" and not on_cuda:
+            raise ValueError("--amp fp16 needs a CUDA device; on CPU use --amp off or --amp bf16")
+        if amp == "auto" and on_cuda:
+            with torch.cuda.device(self.device):  # emulated bf16 is slower than fp16
+                amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        elif amp == "auto":
+            amp = "off"
+        self.amp = amp
+        self.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self):
+        """A gradient scaler; disabled (every call a no-op) unless training in fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self):
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return f"{name}, {torch.get_num_threads()} threads, amp {self.amp}"

@@ -1,0 +1,198 @@
+"""The two pretrained encoders: found by name or folder, loaded whole or refused, and fingerprinted.
+
+Nothing here ever returns a randomly initialised "pretrained" encoder: weights that are missing, in
+part or as a whole, are an error of one line.
+"""
+import hashlib
+import json
+import logging
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torchvision import transforms
+
+OFFLINE_HELP = ("fill the hub cache on a machine with network and copy it here (HF_HOME names the folder), "
+                "or pass a local folder")
+
+# what reading a damaged or foreign weights file raises
+BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
+
+# what neither GPT-2's weights nor its layers' names show
+ATTENTION_SETTINGS = ("n_head", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+
+
+@dataclass
+class ImageEncoder:
+    visual: nn.Module  # open_clip's VisionTransformer, in eval mode
+    resize: object  # PIL picture -> RGB PIL picture of the encoder's size: CLIP's transform up to the pixels
+    mean: tuple  # of the three colours in 0..1: the rest of CLIP's transform
+    std: tuple
+    fingerprint: str  # of weights and architecture; the transform is in the key of the pixel store
+
+    def normalize(self, pixels):
+        """uint8 pixels (B, 3, S, S) -> the encoder's input, float32: the rest of CLIP's transform."""
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass
+class QuestionEncoder:
+    gpt2: nn.Module  # transformers' GPT2Model, in eval mode
+    tokenizer: object  # pads on the right with the end-of-text token
+    fingerprint: str
+
+
+@dataclass
+class Encoders:
+    image: ImageEncoder
+    question: QuestionEncoder
+
+
+def load_encoders(clip_model, clip_pretrained, gpt2_model):
+    """Both encoders by name or folder, printed with their sizes. Raises ValueError or FileNotFoundError of one line."""
+    encoders = Encoders(load_image_encoder(clip_model, clip_pretrained), load_question_encoder(gpt2_model))
+    for name, module, blocks in (
+            (clip_model, encoders.image.visual, encoders.image.visual.transformer.resblocks),
+            (gpt2_model, encoders.question.gpt2, encoders.question.gpt2.h)):
+        millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+        print(f"{name}: {millions:.1f} M parameters, {len(blocks)} blocks")
+    return encoders
+
+
+def load_image_encoder(clip_model, clip_pretrained):
+    """CLIP's picture tower by open_clip's name and tag (or weights file), or `local-dir:FOLDER`; the text tower
+    is dropped at once. Raises ValueError or FileNotFoundError where weights are missing or do not fit."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    weights, preprocess = clip_weights(clip_model, clip_pretrained)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports its steps on the root logger
+    try:
+        model = open_clip.create_model(clip_model, pretrained=weights, require_pretrained=True,
+                                       force_preprocess_cfg=preprocess)
+    except BROKEN_WEIGHTS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--clip-model {clip_model} with weights {weights or 'of its folder'} cannot be loaded: "
+                         f"{reason}") from error
+    visual = model.visual.eval()
+    if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
+        raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
+    *resize, _, normalize = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False).transforms
+    heads = visual.transformer.resblocks[0].attn.num_heads
+    return ImageEncoder(visual, transforms.Compose(resize), tuple(normalize.mean), tuple(normalize.std),
+                        fingerprint(visual, f"{heads} heads, {visual.pool_type} pooling, {visual.final_ln_after_pool}"))
+
+
+def clip_weights(clip_model, clip_pretrained):
+    """The weights file to pass to open_clip (None for a local folder) and the picture preprocessing of its tag."""
+    import open_clip
+    if clip_model.startswith("local-dir:"):
+        folder = Path(clip_model.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise FileNotFoundError(f"--clip-model {clip_model}: no open_clip_config.json in {folder}")
+        if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pth")):
+            raise FileNotFoundError(f"--clip-model {clip_model}: no weights file in {folder} (open_clip_model.safetensors)")
+        return None, {}
+    config = open_clip.get_model_config(clip_model)
+    if config is None:
+        raise ValueError(f"--clip-model {clip_model} is not a model of open_clip; the default is ViT-B-32-quickgelu, "
+                         "a local folder is local-dir:FOLDER")
+    tag = open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
+    if not tag:
+        if Path(clip_pretrained).is_file():
+            return clip_pretrained, {}
+        raise FileNotFoundError(f"--clip-pretrained {clip_pretrained} is neither a weights file nor a tag of {clip_model}; "
+                                f"tags: {', '.join(open_clip.list_pretrained_tags_by_model(clip_model))}")
+    if tag.get("quick_gelu", False) != config.get("quick_gelu", False):
+        # open_clip only warns, and every feature would be slightly wrong
+        raise ValueError(f"--clip-model {clip_model} and --clip-pretrained {clip_pretrained} differ in their activation "
+                         "(QuickGELU): OpenAI's weights need --clip-model ViT-B-32-quickgelu")
+    preprocess = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
+    repository, _, filename = tag.get("hf_hub", "").rpartition("/")
+    if not repository:
+        return open_clip.download_pretrained(tag), preprocess
+    return hub_file(repository, filename or "open_clip_model.safetensors", f"{clip_model} ({clip_pretrained})",
+                    "--clip-model local-dir:FOLDER"), preprocess
+
+
+def hub_file(repository, filename, model, local_flag):
+    """Path of a hub file: from the cache if there, else downloaded. Raises FileNotFoundError if neither works."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    try:
+        return hf_hub_download(repository, filename, local_files_only=True)
+    except LocalEntryNotFoundError:
+        require_hub(model, local_flag)
+    try:
+        return hf_hub_download(repository, filename)
+    except (HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(missing_weights(model, local_flag)) from error
+
+
+def require_hub(model, local_flag):
+    """Raise FileNotFoundError at once where the hub cannot be reached; the hub clients retry for most of a minute."""
+    import requests
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(missing_weights(model, local_flag))
+    try:
+        requests.head(constants.ENDPOINT, timeout=5)
+    except requests.RequestException as error:
+        raise FileNotFoundError(missing_weights(model, local_flag)) from error
+
+
+def missing_weights(model, local_flag):
+    from huggingface_hub import constants
+    return (f"the weights of {model} are not in the hub cache {constants.HF_HUB_CACHE} and cannot be fetched; "
+            f"to work offline {OFFLINE_HELP} ({local_flag})")
+
+
+def load_question_encoder(gpt2_model):
+    """GPT-2 and its tokenizer by hub name or local folder, in float32 with exact right padding."""
+    from transformers import AutoTokenizer, GPT2Model
+    from transformers.utils import logging as transformers_logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    local_folder = Path(gpt2_model).is_dir()
+    if not local_folder and (gpt2_model.startswith((".", "/", "~")) or gpt2_model.count("/") > 1):
+        raise FileNotFoundError(f"--gpt2-model {gpt2_model}: no such folder")
+
+    def load(local_files_only):
+        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
+        # sdpa: the blocks are run one by one without a mask, which is causal under sdpa but not under eager
+        gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
+                                                 attn_implementation="sdpa", output_loading_info=True)
+        return tokenizer, gpt2, report
+
+    try:
+        tokenizer, gpt2, report = load(local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        if local_folder:
+            reason = " ".join(str(error).split())[:200]
+            raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
+                                    f"tokenizer's files: {reason}") from error
+        require_hub(gpt2_model, "--gpt2-model FOLDER")
+        try:
+            tokenizer, gpt2, report = load(local_files_only=False)
+        except (OSError, SafetensorError) as network_error:
+            raise FileNotFoundError(missing_weights(gpt2_model, "--gpt2-model FOLDER")) from network_error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ValueError(f"--gpt2-model {gpt2_model} lacks weights: {', '.join(names[:3])} ({len(names)} in all)")
+    if tokenizer.eos_token is None:
+        raise ValueError(f"--gpt2-model {gpt2_model}: its tokenizer has no end-of-text token")
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
+    attention = [getattr(gpt2.config, name) for name in ATTENTION_SETTINGS]
+    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, attention))
+
+
+def fingerprint(module, description):
+    """32 hex digits that change with any weight, any shape, any layer type and the description."""
+    digest = hashlib.blake2b(json.dumps([repr(module), description]).encode(), digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,213 @@
+"""VQAModel: CLIP sees the picture, GPT-2 reads the question, a gate joins them, a GRU writes the answer.
+
+Everything below the freeze boundary (the cut) is constant, so an encoder is two functions:
+`encode_*_frozen`, whose output is computed once and stored, and `encode_*_trainable`, from there on.
+
+Shapes: B batch, T tokens of a picture, Q question tokens, A answer tokens, W width of an encoder,
+D_i / D_q width of its feature, H hidden, V vocabulary, K beam.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from decoder import AnswerDecoder
+
+ATTENTION_HEADS = 4
+
+
+class GatedFusion(nn.Module):
+    """Two features become one context: a gate per unit mixes them, an MLP refines the mix."""
+
+    def __init__(self, image_width, question_width, hidden_size, dropout, fusion="gated"):
+        super().__init__()
+        # features have unit length, so single numbers are small: the norm brings both to one scale
+        self.image_projection = nn.Sequential(nn.Linear(image_width, hidden_size), nn.LayerNorm(hidden_size))
+        self.question_projection = nn.Sequential(nn.Linear(question_width, hidden_size), nn.LayerNorm(hidden_size))
+        self.gate = nn.Linear(2 * hidden_size, hidden_size) if fusion == "gated" else None
+        parts = 3 if fusion == "gated" else 2
+        self.refine = nn.Sequential(nn.Linear(parts * hidden_size, 2 * hidden_size), nn.GELU(), nn.Dropout(dropout),
+                                    nn.Linear(2 * hidden_size, hidden_size))
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, image, question):
+        """image, question (B, H), projected -> context (B, H), gate (B, H): the picture's share, 0..1, NaN without one."""
+        pair = torch.cat([image, question], dim=-1)                      # (B, 2H)
+        if self.gate is None:
+            return self.norm(self.refine(pair)), torch.full_like(image, torch.nan)
+        gate = torch.sigmoid(self.gate(pair))                            # (B, H)
+        mixed = gate * image + (1 - gate) * question                     # (B, H)
+        return self.norm(mixed + self.refine(torch.cat([mixed, pair], dim=-1))), gate
+
+
+class VQAModel(nn.Module):
+    """The whole model. `image_encoder` is open_clip's VisionTransformer, `question_encoder` a GPT2Model.
+
+    A batch is a dict of its distinct pictures' `image_states` (what `encode_image_frozen` gives), its distinct
+    questions' `question_states` (what `encode_question_frozen` gives) and `attention_mask`, 1 at real tokens,
+    and of `image_row` and `question_row` (B,), which say whose a row's are.
+    """
+
+    def __init__(self, image_encoder, question_encoder, vocab_size, hidden_size=256, num_layers=1, dropout=0.3,
+                 inputs="both", fusion="gated", image_pooling="pooled"):
+        super().__init__()
+        self.image_encoder, self.question_encoder = image_encoder, question_encoder
+        self.inputs, self.image_pooling = inputs, image_pooling
+        image_width, question_width = image_encoder.proj.shape[1], question_encoder.config.n_embd
+        self.fusion = GatedFusion(image_width, question_width, hidden_size, dropout, fusion)
+        if image_pooling == "attention":
+            self.token_projection = nn.Linear(image_width, hidden_size)
+            self.token_attention = nn.MultiheadAttention(hidden_size, ATTENTION_HEADS, batch_first=True)
+        self.decoder = AnswerDecoder(vocab_size, hidden_size, num_layers, dropout)
+        self.unfreeze(0, 0)
+
+    # ---- the freeze boundary
+
+    def unfreeze(self, clip_layers, gpt2_layers):
+        """Train the last N blocks of each encoder with their final norms (and CLIP's projection); 0 freezes it whole.
+
+        Raises ValueError where an encoder has fewer blocks.
+        """
+        image, question = self.image_encoder, self.question_encoder
+        for flag, wanted, blocks in (("--clip-layers", clip_layers, image.transformer.resblocks),
+                                     ("--gpt2-layers", gpt2_layers, question.h)):
+            if not 0 <= wanted <= len(blocks):
+                raise ValueError(f"{flag} {wanted} is out of range: the encoder has {len(blocks)} blocks")
+        self.clip_layers, self.gpt2_layers = clip_layers, gpt2_layers
+        image.requires_grad_(False)
+        question.requires_grad_(False)
+        if clip_layers:
+            for part in (*self.trainable_blocks()[0], image.ln_post, image.proj):
+                part.requires_grad_(True)
+        if gpt2_layers:
+            for part in (*self.trainable_blocks()[1], question.ln_f):
+                part.requires_grad_(True)
+        self.train(self.training)
+
+    def trainable_blocks(self):
+        """The unfrozen blocks of (CLIP, GPT-2), as two lists."""
+        image_blocks, question_blocks = self.image_encoder.transformer.resblocks, self.question_encoder.h
+        return (list(image_blocks[len(image_blocks) - self.clip_layers:]),
+                list(question_blocks[len(question_blocks) - self.gpt2_layers:]))
+
+    def train(self, mode=True):
+        """Frozen means eval mode too: GPT-2 alone has 19 dropouts, one of them outside its blocks."""
+        super().train(mode)
+        self.image_encoder.eval()
+        self.question_encoder.eval()
+        for blocks in self.trainable_blocks():
+            for block in blocks:
+                block.train(mode)
+        return self
+
+    def parameter_groups(self):
+        """Trainable parameters by origin: {"head": [...], "clip": [...], "gpt2": [...]}, empty groups left out."""
+        groups = {"head": [], "clip": [], "gpt2": []}
+        origin = {"image_encoder": "clip", "question_encoder": "gpt2"}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[origin.get(name.split(".")[0], "head")].append(parameter)
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def trainable_weights(self):
+        """{name: tensor} of what training changes; the rest comes from the pretrained encoders."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    # ---- the encoders, each in two parts
+
+    @torch.no_grad()
+    def encode_image_frozen(self, pixels):
+        """pixels (B, 3, S, S), normalised -> states at the cut (B, T, W), or the feature (B, D_i) if all is frozen."""
+        blocks = self.image_encoder.transformer.resblocks
+        states = self.image_encoder._embeds(pixels)                      # (B, T, W)
+        for block in blocks[:len(blocks) - self.clip_layers]:
+            states = block(states)
+        if self.clip_layers or self.image_pooling == "attention":
+            return states
+        return self.pool_image(states)[0]
+
+    def encode_image_trainable(self, states):
+        """What `encode_image_frozen` gave -> feature (B, D_i) of length 1, token features (B, T, D_i) or None."""
+        if states.dim() == 2:
+            return states, None
+        for block in self.trainable_blocks()[0]:
+            states = block(states)
+        return self.pool_image(states)
+
+    def pool_image(self, states):
+        """Final norm and projection, as in open_clip: states (B, T, W) -> (B, D_i), (B, T, D_i) if tokens are used."""
+        pooled, tokens = self.image_encoder._pool(states)
+        feature = F.normalize((pooled @ self.image_encoder.proj).float(), dim=-1)
+        if self.image_pooling != "attention":
+            return feature, None
+        return feature, F.normalize((tokens @ self.image_encoder.proj).float(), dim=-1)
+
+    def encode_image(self, pixels):
+        """pixels (B, 3, S, S) -> feature (B, D_i) of length 1, token features or None."""
+        return self.encode_image_trainable(self.encode_image_frozen(pixels))
+
+    @torch.no_grad()
+    def encode_question_frozen(self, input_ids, attention_mask):
+        """input_ids, attention_mask (B, Q), padded on the right -> states at the cut (B, Q, W), or the feature
+        (B, D_q) if all is frozen. Real tokens never see the padding, since attention looks back only."""
+        gpt2 = self.question_encoder
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        states = gpt2.drop(gpt2.wte(input_ids) + gpt2.wpe(positions))    # (B, Q, W)
+        for block in gpt2.h[:len(gpt2.h) - self.gpt2_layers]:
+            states = block(states)
+        return states if self.gpt2_layers else self.pool_question(states, attention_mask)
+
+    def encode_question_trainable(self, states, attention_mask):
+        """What `encode_question_frozen` gave -> feature (B, D_q) of length 1."""
+        if states.dim() == 2:
+            return states
+        for block in self.trainable_blocks()[1]:
+            states = block(states)
+        return self.pool_question(states, attention_mask)
+
+    def pool_question(self, states, attention_mask):
+        """Final norm, mean over real tokens, unit length: (B, Q, W) -> (B, D_q)."""
+        states = self.question_encoder.ln_f(states).float()
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)             # (B, Q, 1)
+        return F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def encode_question(self, input_ids, attention_mask):
+        """input_ids, attention_mask (B, Q) -> feature (B, D_q) of length 1."""
+        return self.encode_question_trainable(self.encode_question_frozen(input_ids, attention_mask), attention_mask)
+
+    # ---- from features to words
+
+    def encode(self, batch):
+        """Batch of states -> context (B, H), gate (B, H)."""
+        feature, tokens = self.encode_image_trainable(batch["image_states"])
+        question = self.encode_question_trainable(batch["question_states"], batch["attention_mask"])
+        image = self.fusion.image_projection(feature)[batch["image_row"]]            # (B, H)
+        question = self.fusion.question_projection(question)[batch["question_row"]]  # (B, H)
+        if tokens is not None:
+            tokens = self.token_projection(tokens)[batch["image_row"]]   # (B, T, H)
+            seen, _ = self.token_attention(question.unsqueeze(1), tokens, tokens, need_weights=False)
+            image = image + seen.squeeze(1)
+        if self.inputs == "question":
+            image = torch.zeros_like(image)
+        if self.inputs == "image":
+            question = torch.zeros_like(question)
+        return self.fusion(image, question)
+
+    def forward(self, batch, answer_ids):
+        """Teacher forcing: batch of states, answer_ids (B, A) from <start> on -> logits (B, A, V), float32."""
+        context, _ = self.encode(batch)
+        return self.decoder(context, answer_ids)[0]
+
+    @torch.no_grad()
+    def generate(self, batch, answer_max_len, beam_size=1):
+        """Answers without a teacher: ids (B, A) ending in <end> then <pad>, confidence (B,) in 0..1, gate share (B,).
+
+        A = answer_max_len counts the words and the end. Confidence is the geometric mean of the
+        probabilities of what was written, the end included. Beams are ranked by the mean log probability.
+        """
+        context, gate = self.encode(batch)
+        if beam_size == 1:
+            answer_ids, score = self.decoder.greedy_search(context, answer_max_len)
+        else:
+            beams, scores = self.decoder.beam_search(context, answer_max_len, beam_size)
+            answer_ids, score = beams[:, 0], scores[:, 0]
+        return answer_ids, score.exp(), gate.float().mean(-1)

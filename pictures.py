@@ -1,0 +1,25 @@
+"""How a picture file becomes pixels: one way for building, training, answering and the gallery."""
+import struct
+
+from PIL import Image, ImageOps
+
+# what Pillow raises for files that are broken in one way or another
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def open_picture(path):
+    """The first frame of a picture file as an upright RGB Pillow image, decoded completely.
+
+    Raises one of UNREADABLE where the file is no picture, is cut off, or is too large to be one.
+    """
+    with Image.open(path) as picture:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16") or picture.mode == "I":
+            # .convert("RGB") would saturate: 16-bit grey becomes 8-bit grey first
+            picture = picture.convert("I").point(lambda value: value / 257).convert("L")
+        if picture.mode in ("P", "PA", "LA", "RGBA"):
+            flat = picture.convert("RGBA")
+            picture = Image.new("RGBA", flat.size, "white")
+            picture.alpha_composite(flat)
+        return picture.convert("RGB")

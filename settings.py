@@ -1,0 +1,50 @@
+"""How every script starts: `run(main, Config)` turns the dataclass into flags and errors into one line."""
+import dataclasses
+import os
+import signal
+import sys
+
+
+def run(main, config_class):
+    """Parse the flags of `config_class`, print the settings, call `main(cfg)`.
+
+    A mistake of the user (ValueError, or an OSError such as a missing file or a full disk) ends in
+    one line on stderr and exit status 2; Ctrl-C and a TERM signal end in one line and status 130. Set
+    VQA_DEBUG=1 for the traceback.
+    """
+    import tyro
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cfg = tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+    print_settings(cfg)
+    try:
+        main(cfg)
+    except (ValueError, OSError) as error:
+        if os.environ.get("VQA_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_settings(cfg):
+    """Print the settings in one block, the changed ones marked, so that a log says what was run."""
+    print("settings (* = not the default)")
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        mark = " " if value == field.default else "*"
+        print(f"  {mark} {field.name} = {value}")
+    sys.stdout.flush()
+
+
+def check_range(cfg, name, low=None, high=None, low_open=False):
+    """Raise ValueError unless low <= cfg.name <= high (low < cfg.name with `low_open`); NaN never passes."""
+    value = getattr(cfg, name)
+    above = low is None or (value > low if low_open else value >= low)
+    below = high is None or value <= high
+    if not (above and below):
+        left = "" if low is None else f"{low} {'<' if low_open else '<='} "
+        right = "" if high is None else f" <= {high}"
+        flag = name.replace("_", "-")
+        raise ValueError(f"--{flag} {value} is out of range: {left}{name}{right}")

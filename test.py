@@ -1,0 +1,242 @@
+"""Answer a split with a trained checkpoint and score it between its floors and ceilings.
+
+Reads a checkpoint and the data folder; writes vqa_test_results.csv, vqa_test_metrics.json, and into
+`results_dir` a gallery page, sample pictures with their answers, and the scores as charts. Also:
+    python test.py --image photo.jpg --question "What is on the table?"     one question, one picture
+    python test.py --data-csv questions.csv                                 your own, without answers
+    python test.py --compare A.csv B.csv                                    two results, paired by question
+    python test.py --baselines-only                                         floors and the human, no model
+"""
+import csv
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import settings
+from answering import answer_picture, answer_rows, exchanged_pictures, picture_row, spelled_labels
+from checkpoint import read_checkpoint, restore_model
+from device import Precision
+from features import build_store, decode_pictures
+from files import whole_file, write_json
+from preprocess import SPLITS, VQADataset, data_folder, read_rows, rows_of_split
+
+
+@dataclass
+class Config:
+    checkpoint: str = "output/fine_tuning/vqa_checkpoint.pt"
+    """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's"""
+    data_dir: str = "mini_vqa_v2"
+    """folder with metadata.csv and pictures, or a CSV with the columns image_path, question, answer"""
+    split: str = "test"
+    """train, val or test"""
+    results_csv: str = "output/vqa_test_results.csv"
+    """one row per question"""
+    metrics_json: str = "output/vqa_test_metrics.json"
+    """scores, floors, ceilings, intervals"""
+    results_dir: str = "results"
+    """gallery page and pictures"""
+    num_pictures: int = 12
+    """sample pictures with question, answers and prediction, drawn with the seed"""
+    beam_size: int = 1
+    """1 = greedy; more = beam search, ranked by mean log probability"""
+    batch_size: int = 256
+    """questions answered at once"""
+    question_only_checkpoint: str = "output/question_only/vqa_checkpoint.pt"
+    """a model trained with --inputs question; a further floor where the file is there"""
+    image: str | None = None
+    """answer `question` about this picture instead"""
+    question: str | None = None
+    """the question about `image`"""
+    data_csv: str | None = None
+    """answer this CSV of image_path and question instead; an answer column is not needed and not scored"""
+    compare: tuple[str, str] | None = None
+    """two results CSVs to compare instead"""
+    baselines_only: bool = False
+    """floors and the human ceiling over all rows of data_dir in five folds by picture; no pictures, no model"""
+    cache_dir: str = "cache"
+    """stored outputs of the frozen blocks"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+    workers: int = 8
+    """threads that decode pictures"""
+    seed: int = 42
+    """of the sample and of the wrong-picture control"""
+
+
+COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "exact_match",
+           "vqa_accuracy", "confidence", "question_type", "answer_type")
+
+
+def check_settings(cfg):
+    for name in ("beam_size", "batch_size", "workers"):
+        settings.check_range(cfg, name, low=1)
+    settings.check_range(cfg, "num_pictures", low=0)
+    if cfg.split not in SPLITS:
+        raise ValueError(f"--split {cfg.split} is none of {', '.join(SPLITS)}")
+    if (cfg.image is None) != (cfg.question is None):
+        raise ValueError("--image and --question go together: one picture, one question about it")
+    if cfg.question is not None and not cfg.question.strip():
+        raise ValueError("--question is empty")
+
+
+def load_model(path, rows, folder, cfg, precision):
+    """(model, vocab, sizes, function that makes a dataset of rows, rows with a readable picture) of a checkpoint."""
+    checkpoint, encoders, vocab, model = restore_model(path)
+    model.to(precision.device)
+    pixels = decode_pictures(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
+    rows = rows[rows["image_path"].isin(pixels.paths)]
+    sizes = checkpoint["sizes"]
+    store = build_store(model, encoders, pixels, rows["question"], sizes["question_max_len"], cfg.cache_dir, precision)
+    return model, vocab, sizes, lambda part: VQADataset(part, vocab, sizes["answer_max_len"], store), rows
+
+
+def answer_split(cfg):
+    """Answer and score one split; write and print everything."""
+    from evaluation import evaluate_predictions, print_table
+    precision = Precision(cfg.device)
+    read_checkpoint(cfg.checkpoint)  # a missing one should be noticed first
+    rows = read_rows(cfg.data_dir)
+    rows_of_split(rows, cfg.split)
+    folder = data_folder(cfg.data_dir)
+    model, vocab, sizes, make_dataset, rows = load_model(cfg.checkpoint, rows, folder, cfg, precision)
+    dataset = make_dataset(rows_of_split(rows, cfg.split))
+
+    def answers(image_index=None):
+        return answer_rows(model, vocab, dataset, sizes["answer_max_len"], precision, cfg.batch_size, cfg.beam_size,
+                           image_index)
+
+    predictions, confidences, gates = answers()
+    floors = question_only_floor(cfg, rows, folder, precision)
+    exchanged = exchanged_pictures(dataset, cfg.seed)
+    if exchanged is not None:
+        floors["wrong_picture"] = answers(exchanged)[0]
+    tested = dataset.rows.to_dict("records")
+    scores, metrics = evaluate_predictions(tested, rows_of_split(rows, "train").to_dict("records"), predictions, floors,
+                                           spelled_labels(dataset.rows["answer"], vocab, sizes["answer_max_len"]))
+    metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
+    complete_rows(tested, predictions, confidences, gates, folder)
+    for number, row in enumerate(tested):
+        row.update(sentence_bleu=scores["mean_sentence_bleu"][number], exact_match=scores["exact_match"][number],
+                   vqa_accuracy=scores["vqa_accuracy"][number])
+    write_results(tested, cfg.results_csv)
+    write_json(cfg.metrics_json, metrics)
+    print_table(metrics)
+    draw_results(tested, metrics, cfg)
+    print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
+
+
+def question_only_floor(cfg, rows, folder, precision):
+    """Answers of the question-only model as a floor {name: texts}; empty where there is no such checkpoint."""
+    path = Path(cfg.question_only_checkpoint)
+    if not path.is_file():
+        return {}
+    inputs = read_checkpoint(path)["sizes"]["inputs"]
+    if inputs != "question":
+        raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
+    model, vocab, sizes, make_dataset, rows = load_model(path, rows, folder, cfg, precision)
+    texts, _, _ = answer_rows(model, vocab, make_dataset(rows_of_split(rows, cfg.split)), sizes["answer_max_len"], precision,
+                              cfg.batch_size, cfg.beam_size)
+    return {"question_only": texts}
+
+
+def complete_rows(rows, predictions, confidences, gates, folder):
+    """Add to each row what the model said and where its picture lies."""
+    for row, prediction, confidence, gate in zip(rows, predictions, confidences, gates, strict=True):
+        row.update(prediction=prediction, confidence=confidence, gate=gate, picture_file=folder / row["image_path"],
+                   sentence_bleu=None, exact_match=None, vqa_accuracy=None)
+
+
+def write_results(rows, path):
+    """The results CSV; every text is quoted, since a lone carriage return would else end the row for many readers."""
+    with whole_file(path) as temporary:
+        pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def draw_results(rows, metrics, cfg):
+    """The gallery page, a seeded sample as single pictures and as a contact sheet, scores and calibration as charts."""
+    from gallery import draw_overview, draw_prediction, write_gallery
+    from intervals import expected_calibration_error
+    from plots import draw_calibration, draw_scores
+    folder = Path(cfg.results_dir)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
+    sample = [rows[number] for number in order.tolist()]
+    for row in sample:
+        draw_prediction(row, folder / f"{file_name(row['question_id'])}.png")
+    if sample:
+        draw_overview(sample, folder / "overview.png")
+    if metrics is not None:
+        draw_scores(metrics, folder / "scores.png")
+        error, table = expected_calibration_error([row["confidence"] for row in rows],
+                                                  [row["exact_match"] / 100 for row in rows])
+        draw_calibration(table, error, folder / "calibration.png")
+    write_gallery(rows, metrics, folder)
+
+
+def file_name(text):
+    """A text as a file name: what is not a letter, digit, point or dash becomes an underscore."""
+    return re.sub(r"[^\w.-]", "_", text)[:100]
+
+
+def answer_csv(cfg):
+    """Answer the questions of a user's CSV; predictions and gallery, no scores."""
+    precision = Precision(cfg.device)
+    read_checkpoint(cfg.checkpoint)
+    rows = read_rows(cfg.data_csv, need_answers=False)
+    model, vocab, sizes, make_dataset, rows = load_model(cfg.checkpoint, rows, data_folder(cfg.data_csv), cfg, precision)
+    dataset = make_dataset(rows)
+    said = answer_rows(model, vocab, dataset, sizes["answer_max_len"], precision, cfg.batch_size, cfg.beam_size)
+    rows = dataset.rows.to_dict("records")
+    complete_rows(rows, *said, data_folder(cfg.data_csv))
+    write_results(rows, cfg.results_csv)
+    draw_results(rows, None, cfg)
+    print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
+
+
+def answer_one(cfg):
+    """Answer one question about one picture; print the answer and save the picture with it."""
+    from gallery import draw_prediction
+    precision = Precision(cfg.device)
+    checkpoint, encoders, vocab, model = restore_model(cfg.checkpoint)
+    model.to(precision.device).eval()
+    said = answer_picture(cfg.image, cfg.question, model, encoders, vocab, checkpoint["sizes"], precision, cfg.beam_size)
+    target = Path(cfg.results_dir) / f"{file_name(Path(cfg.image).stem)}_answer.png"
+    draw_prediction(picture_row(cfg.image, cfg.question, *said), target)
+    print(f"question: {cfg.question}\nanswer: {said[0]}\nconfidence: {said[1]:.2f}\npicture: {target}")
+
+
+def score_baselines(cfg):
+    """Floors and the human ceiling over all rows, without pictures and without a model."""
+    from evaluation import evaluate_baselines, print_table
+    metrics = evaluate_baselines(read_rows(cfg.data_dir).to_dict("records"))
+    write_json(cfg.metrics_json, metrics)
+    print_table(metrics)
+    print(f"\nscores {cfg.metrics_json}")
+
+
+def beside_the_evaluation(cfg, **outputs):
+    """`cfg` with other default outputs: a side mode must not write over the last evaluation of a model."""
+    defaults = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
+    return dataclasses.replace(cfg, **defaults)
+
+
+def main(cfg):
+    check_settings(cfg)
+    if cfg.compare is not None:
+        from evaluation import print_comparison
+        print_comparison(*cfg.compare)
+    elif cfg.baselines_only:
+        score_baselines(beside_the_evaluation(cfg, metrics_json="output/baselines_metrics.json"))
+    elif cfg.image is not None:
+        answer_one(cfg)
+    elif cfg.data_csv is not None:
+        answer_csv(beside_the_evaluation(cfg, results_csv="output/own_results.csv", results_dir="results/own"))
+    else:
+        answer_split(cfg)
+
+
+if __name__ == "__main__":
+    settings.run(main, Config)

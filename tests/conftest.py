@@ -1,0 +1,97 @@
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py and picture_server.py
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for a hub
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def encoder_flags(tmp_path_factory):
+    import tiny
+    return tiny.write_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A small data set; tests must not change it."""
+    import tiny
+    folder = tmp_path_factory.mktemp("data") / "mini"
+    tiny.write_data(folder)
+    return folder
+
+
+@pytest.fixture
+def run_script():
+    """Run a script of the repository in a subprocess: run_script("train.py", "--epochs", 1) -> CompletedProcess."""
+    def run(script, *flags, expect=0, cwd=ROOT, **environment):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
+        result = subprocess.run([sys.executable, ROOT / script, *map(str, flags)], cwd=cwd, env=env, text=True,
+                                capture_output=True, timeout=300)
+        assert result.returncode == expect, f"{script}: status {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result
+    return run
+
+
+@pytest.fixture(scope="session")
+def loaded_encoders(encoder_flags):
+    from encoders import load_encoders
+    return load_encoders(encoder_flags[1], "", encoder_flags[3])
+
+
+@pytest.fixture
+def encoders(loaded_encoders):
+    """The tiny encoders, a copy for each test: tests may train them."""
+    return copy.deepcopy(loaded_encoders)
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def pixels(encoders, data_dir, session_cache):
+    from features import decode_pictures
+    from preprocess import read_rows
+    return decode_pictures(data_dir, read_rows(data_dir)["image_path"], encoders.image, session_cache, 2)
+
+
+@pytest.fixture
+def make_model(encoders):
+    """make_model(vocab_size=9, clip_layers=0, gpt2_layers=0, **sizes) -> VQAModel in eval mode."""
+    import torch
+
+    from checkpoint import build_model
+
+    def make(vocab_size=9, clip_layers=0, gpt2_layers=0, **sizes):
+        torch.manual_seed(0)
+        model = build_model(encoders, vocab_size, {
+            "hidden_size": 16, "num_layers": 1, "dropout": 0.3, "inputs": "both", "fusion": "gated",
+            "image_pooling": "pooled", **sizes})
+        model.unfreeze(clip_layers, gpt2_layers)
+        return model.eval()
+    return make
+
+
+@pytest.fixture
+def make_store(encoders, pixels, data_dir, session_cache):
+    """make_store(model) -> FeatureStore of the small data set at the model's cut."""
+    from device import Precision
+    from features import build_store
+    from preprocess import read_rows
+
+    def make(model, cache_dir=session_cache):
+        return build_store(model, encoders, pixels, read_rows(data_dir)["question"], 32, cache_dir, Precision("cpu"))
+    return make
+
+
+@pytest.fixture
+def feature_store(make_model, make_store):
+    return make_store(make_model())

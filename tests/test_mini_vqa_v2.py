@@ -1,0 +1,569 @@
+"""mini_vqa_v2.py and download.py: labels, filters, splits, files, pictures, and what bad input meets."""
+import csv
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from picture_server import PictureServer, draw_jpeg
+from PIL import Image
+from tqdm import tqdm
+
+import download
+import mini_vqa_v2
+import settings
+from mini_vqa_v2 import COLUMNS, Config, choose_split, majority_answer
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
+ZIPS = {QUESTIONS: "v2_Questions_Train_mscoco.zip", ANNOTATIONS: "v2_Annotations_Train_mscoco.zip"}
+NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+
+
+@pytest.fixture(autouse=True)
+def local_and_quick(monkeypatch):
+    """No proxy before 127.0.0.1, no long waits before a retry, no bars among the captured output."""
+    for name, value in NO_PROXY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(download, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(download, "tqdm", lambda *args, **flags: tqdm(*args, **(flags | {"disable": True})))
+
+
+def entry(question_id, image_id=None, answers=("a red kite",) * 10, question="What is it?", choice=None):
+    """One question and its annotation, as the official files hold them."""
+    image_id = question_id // 10 if image_id is None else image_id
+    return ({"image_id": image_id, "question": question, "question_id": question_id},
+            {"question_type": "what is", "multiple_choice_answer": choice or answers[0], "image_id": image_id,
+             "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": i}
+                         for i, answer in enumerate(answers, 1)],
+             "answer_type": "other", "question_id": question_id})
+
+
+def write_official(folder, entries, subset="train2014"):
+    """Write entries in the official layout, as plain JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    questions, annotations = [list(column) for column in zip(*entries, strict=True)]
+    names = [name.replace("train2014", subset) for name in (QUESTIONS, ANNOTATIONS)]
+    (folder / names[0]).write_text(json.dumps({"data_subtype": subset, "questions": questions}), encoding="utf-8")
+    (folder / names[1]).write_text(json.dumps({"data_subtype": subset, "annotations": annotations}), encoding="utf-8")
+    return folder
+
+
+def many_entries(num_images=120, per_image=2):
+    """Enough pictures that no split is empty, all rows kept by default."""
+    return [entry(10 * image + i, answers=(f"kite number {image}",) * 10, question=f"Which kite, {i}?")
+            for image in range(num_images) for i in range(per_image)]
+
+
+def build(capsys, monkeypatch, *flags, status=None):
+    """Run the script in this process as the command line would; returns what it printed, or its error line."""
+    monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
+    capsys.readouterr()
+    if status is None:
+        settings.run(mini_vqa_v2.main, Config)
+        return capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        settings.run(mini_vqa_v2.main, Config)
+    assert stopped.value.code == status
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. Writes to tmp_path / "out"."""
+    def call(*flags, status=None):
+        return build(capsys, monkeypatch, "--output-dir", tmp_path / "out", "--workers", 4, *flags, status=status)
+    return call
+
+
+def read_rows(folder):
+    with open(folder / "metadata.csv", encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def printed_counts(text):
+    """{reason: number} of the "dropped N: REASON" lines."""
+    return {reason: int(count) for count, reason in re.findall(r"^dropped (\d+): (.*)$", text, re.M)}
+
+
+def count_independently(folder, min_words, min_humans):
+    """{image_id: [question ids]} of the questions that design.md keeps, by code that shares nothing with ours."""
+    with gzip.open(folder / f"{ANNOTATIONS}.gz", "rt", encoding="utf-8") as stream:
+        annotations = json.load(stream)["annotations"]
+    kept, num_short, num_disputed = {}, 0, 0
+    for annotation in annotations:
+        texts = [answer["answer"] for answer in annotation["answers"]]
+        best = sorted(texts, key=lambda text: (-texts.count(text), text != annotation["multiple_choice_answer"], text))
+        if len(re.findall(r"\S+", best[0])) < min_words:
+            num_short += 1
+        elif texts.count(best[0]) < min(min_humans, len(texts)):
+            num_disputed += 1
+        else:
+            kept.setdefault(annotation["image_id"], []).append((annotation["question_id"], best[0]))
+    return kept, num_short, num_disputed
+
+
+@needs_shared
+def test_vqa_v2_with_downloaded_pictures_is_the_same_under_another_hash_seed(run_script, tmp_path):
+    kept, num_short, num_disputed = count_independently(SHARED / "vqa_v2_text", 3, 3)
+    flags = ["--vqa-dir", SHARED / "vqa_v2_text"]
+    with PictureServer() as server:
+        for seed, workers in (("1", 3), ("2", 16)):
+            result = run_script("mini_vqa_v2.py", *flags, "--image-url", server.url, "--workers", workers,
+                                "--output-dir", tmp_path / seed, PYTHONHASHSEED=seed, **NO_PROXY)
+        assert sorted(server.paths) == sorted(2 * [f"/train2014/COCO_train2014_{key:012d}.jpg" for key in kept])
+    assert (tmp_path / "1" / "metadata.csv").read_bytes() == (tmp_path / "2" / "metadata.csv").read_bytes()
+    assert (tmp_path / "1" / "qa_pairs.json").read_bytes() == (tmp_path / "2" / "qa_pairs.json").read_bytes()
+
+    rows = read_rows(tmp_path / "1")
+    expected = {question_id: label for pairs in kept.values() for question_id, label in pairs}
+    assert len(rows) == 503  # facts.md
+    assert {int(row["question_id"]): row["answer"] for row in rows} == expected
+    assert f"kept {len(expected)}\n" in result.stdout and "read 48061 questions, 48061 annotations" in result.stdout
+    counts = list(printed_counts(result.stdout).values())
+    assert counts == [0, 0, num_short, num_disputed, 0]
+    for split in ("train", "val", "test"):
+        images = [row["image_id"] for row in rows if row["split"] == split]
+        assert f"{split}: {len(set(images))} images, {len(images)} rows" in result.stdout
+    pictures = list((tmp_path / "1" / "images").iterdir())
+    assert {f"images/{path.name}" for path in pictures} == {row["image_path"] for row in rows}
+    assert all(path.read_bytes() == draw_jpeg(path.name) for path in pictures)
+
+
+@needs_shared
+def test_daquar_with_local_pictures(run_script, tmp_path):
+    folder = SHARED / "daquar"
+    result = run_script("mini_vqa_v2.py", "--vqa-dir", folder, "--image-dir", folder, "--min-answer-words", 1,
+                        "--output-dir", tmp_path, "--image-url", "http://127.0.0.1:1")
+    rows = read_rows(tmp_path)
+    kept, _, _ = count_independently(folder, 1, 3)
+    assert len(rows) == sum(map(len, kept.values())) == 12468 and "kept 12468\n" in result.stdout
+    splits = {}
+    for row in rows:
+        splits.setdefault(row["image_path"], set()).add(row["split"])
+    assert len(splits) == 1447 and all(len(names) == 1 for names in splits.values())
+    for path in list(splits)[::100]:
+        assert (tmp_path / path).read_bytes() == (folder / "train2014" / Path(path).name).read_bytes()
+    assert len(list((tmp_path / "images").iterdir())) == 1447
+
+
+@pytest.mark.parametrize(("answers", "choice", "expected"), [
+    (["b"] * 4 + ["a"] * 3 + ["c"] * 3, "a", ("b", 4)),  # no tie: VQA's choice has no say
+    (["b"] * 5 + ["a"] * 5, "b", ("b", 5)),  # a tie goes to VQA's choice
+    (["b"] * 5 + ["a"] * 5, "a", ("a", 5)),
+    (["c"] * 4 + ["b"] * 4 + ["a"] * 2, "a", ("b", 4)),  # VQA's choice is not among the tied: the alphabet
+    (["c"] * 4 + ["b"] * 4 + ["a"] * 2, None, ("b", 4)),
+    (list("jihgfedcba"), "z", ("a", 1)),
+    (["B", "a"], None, ("B", 1)),  # alphabet of code points, letters as written
+    (["n/a"], "n/a", ("n/a", 1)),
+])
+def test_majority_answer_and_ties(answers, choice, expected):
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(answers, len(answers))
+        assert majority_answer(shuffled, choice) == expected
+
+
+def test_filter_counts_each_reason_and_agreement_bends_to_few_annotators(run, tmp_path):
+    """min(min_agreement, annotators): one annotator's phrase is kept, two disagreeing ones of ten are not."""
+    two_words, alone, disputed = ("red kite",) * 10, ("a red kite",), tuple(f"a red kite {i}" for i in range(10))
+    agreed = ("a red kite",) * 3 + tuple("abcdefg")
+    split_four = ("a red kite",) * 2 + ("b", "c")
+    entries = many_entries(60) + [entry(9001, answers=two_words), entry(9011, answers=alone),
+                                  entry(9021, answers=agreed), entry(9031, answers=disputed),
+                                  entry(9041, answers=split_four)]
+    folder = write_official(tmp_path / "vqa", entries)
+    questions = json.loads((folder / QUESTIONS).read_text())
+    questions["questions"] = questions["questions"][1:] + [entry(9051)[0], entry(9061)[0]]
+    (folder / QUESTIONS).write_text(json.dumps(questions))
+    text = run("--vqa-dir", folder, "--no-pictures")
+    assert list(printed_counts(text).values()) == [2, 1, 1, 2]
+    rows = {row["question_id"]: row for row in read_rows(tmp_path / "out")}
+    assert len(rows) == 119 + 2 and "read 126 questions, 125 annotations" in text and "kept 121\n" in text
+    assert rows["9011"]["agreement"] == "1" and rows["9021"]["agreement"] == "3"
+
+
+STRANGE = ["n/a", "None", "null", "nan", "NA", " lead and trail ", 'she said "no", twice', "naïve café 日本 👍",
+           "two\nlines", "carriage\rreturn", "tab\there", "=1+1", "don't", "10:30", "true", "007"]
+
+
+def test_answers_survive_as_humans_wrote_them(run, tmp_path):
+    """pandas and a bare carriage return each destroyed some of these in other implementations."""
+    entries = many_entries(60) + [entry(9000 + 10 * i, answers=(text,) * 6 + ("other",) * 4, question=f"{text}?")
+                                  for i, text in enumerate(STRANGE)]
+    run("--vqa-dir", write_official(tmp_path / "vqa", entries), "--no-pictures", "--min-answer-words", 1)
+    frame = pd.read_csv(tmp_path / "out" / "metadata.csv", dtype=str, keep_default_na=False)
+    pairs = json.loads((tmp_path / "out" / "qa_pairs.json").read_text(encoding="utf-8"))
+    for rows in (frame.to_dict("records"), read_rows(tmp_path / "out"), pairs):
+        by_id = {int(row["question_id"]): row for row in rows}
+        for i, text in enumerate(STRANGE):
+            assert by_id[9000 + 10 * i]["answer"] == text and by_id[9000 + 10 * i]["question"] == f"{text}?"
+    assert b"\r\n" not in (tmp_path / "out" / "metadata.csv").read_bytes()
+
+
+def test_split_is_pinned_uniform_and_follows_the_seed():
+    """A changed hash would move pictures between train and test of data sets that exist."""
+    splits = [choose_split(image, 42, 0.1, 0.1) for image in range(60)]
+    assert [image for image in range(60) if splits[image] == "test"] == [3, 9, 14, 22, 27, 44, 53]
+    assert [image for image in range(60) if splits[image] == "val"] == [6, 16, 20, 25, 50]
+    drawn = [choose_split(image, 42, 0.2, 0.1) for image in range(20_000)]
+    assert abs(drawn.count("val") / 20_000 - 0.2) < 0.01 and abs(drawn.count("test") / 20_000 - 0.1) < 0.01
+    assert drawn != [choose_split(image, 43, 0.2, 0.1) for image in range(20_000)]
+
+
+def test_adding_rows_moves_no_picture_and_splits_share_none(run, tmp_path):
+    few, more = many_entries(80), many_entries(200, per_image=3)
+    splits = []
+    for name, entries in (("few", few), ("more", random.Random(0).sample(more, len(more)))):
+        run("--vqa-dir", write_official(tmp_path / name, entries), "--no-pictures")
+        rows = read_rows(tmp_path / "out")
+        assert [row["question_id"] for row in rows] == sorted((row["question_id"] for row in rows), key=int)
+        splits.append({row["image_id"]: row["split"] for row in rows})
+        assert {(row["image_id"], row["split"]) for row in rows} == set(splits[-1].items())
+    assert splits[1].items() >= splits[0].items() and len(splits[1]) == 200
+
+
+def test_max_questions_takes_the_same_questions_whatever_their_order(run, tmp_path):
+    entries = many_entries(100)
+    chosen = []
+    for name, order in (("a", entries), ("b", entries[::-1])):
+        folder = write_official(tmp_path / name, order)
+        text = run("--vqa-dir", folder, "--no-pictures", "--max-questions", 90)
+        assert "dropped 110: beyond the first 90 (--max-questions)" in text
+        chosen.append((tmp_path / "out" / "metadata.csv").read_bytes())
+    assert chosen[0] == chosen[1] and chosen[0].count(b"\n") == 91
+    ninety = {row["question_id"] for row in read_rows(tmp_path / "out")}
+    run("--vqa-dir", folder, "--no-pictures", "--max-questions", 120)
+    assert ninety < {row["question_id"] for row in read_rows(tmp_path / "out")}
+    assert "dropped 0: beyond" in run("--vqa-dir", folder, "--no-pictures", "--max-questions", 500)
+
+
+def repack(folder, target, kind):
+    """The official files of `folder` in another form: "json", "gz", "zip" or "bom"."""
+    target.mkdir()
+    for name in (QUESTIONS, ANNOTATIONS):
+        content = (folder / name).read_bytes()
+        if kind == "gz":
+            (target / f"{name}.gz").write_bytes(gzip.compress(content))
+        elif kind == "zip":
+            with zipfile.ZipFile(target / ZIPS[name], "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(name, content)
+        else:
+            (target / name).write_bytes({"json": b"", "bom": b"\xef\xbb\xbf"}[kind] + content)
+    return target
+
+
+def test_every_form_of_the_official_files_gives_the_same_data_set(run, tmp_path):
+    folder = write_official(tmp_path / "vqa", many_entries() + [entry(9000, answers=("naïve café 日本",) * 10)])
+    found = set()
+    for kind in ("json", "gz", "zip", "bom"):
+        run("--vqa-dir", repack(folder, tmp_path / kind, kind), "--no-pictures", "--base-url", "http://127.0.0.1:1",
+            "--min-answer-words", 2)
+        found.add(((tmp_path / "out" / "metadata.csv").read_bytes(), (tmp_path / "out" / "qa_pairs.json").read_bytes()))
+        assert not (tmp_path / "out" / "images").exists()
+    assert len(found) == 1 and "naïve café 日本".encode() in found.pop()[0]
+
+
+def test_columns_and_json_are_as_documented(run, tmp_path):
+    answers = ("a red kite", "kite", "a red kite", "a red kite")
+    folder = write_official(tmp_path / "vqa", many_entries() + [entry(77001, 77, answers, "What flies?")])
+    run("--vqa-dir", folder, "--no-pictures")
+    lines = (tmp_path / "out" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == ("image_id,question_id,question,answer,image_path,split,question_type,answer_type,agreement")
+    pairs = json.loads((tmp_path / "out" / "qa_pairs.json").read_text(encoding="utf-8"))
+    assert pairs[-1] == {"image_id": 77, "question_id": 77001, "question": "What flies?", "answer": "a red kite",
+                         "image_path": "images/COCO_train2014_000000000077.jpg",
+                         "split": choose_split(77, 42, 0.1, 0.1), "question_type": "what is", "answer_type": "other",
+                         "agreement": 3, "answers": list(answers)}
+    assert [{name: str(pair[name]) for name in COLUMNS} for pair in pairs] == read_rows(tmp_path / "out")
+
+
+def test_val2014_reads_its_own_files_and_names_its_own_pictures(run, tmp_path):
+    folder = write_official(tmp_path / "vqa", many_entries(), subset="val2014")
+    with PictureServer() as server:
+        run("--vqa-dir", folder, "--subset", "val2014", "--image-url", server.url)
+    assert {row["image_path"] for row in read_rows(tmp_path / "out")} == {
+        f"images/COCO_val2014_{image:012d}.jpg" for image in range(120)}
+
+
+def test_interrupted_write_leaves_no_csv(run, tmp_path, monkeypatch):
+    def full_disk(path, value):
+        raise OSError(28, "No space left on device")
+
+    folder = write_official(tmp_path / "vqa", many_entries())
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_vqa_v2, "write_json", full_disk)
+        assert "No space left" in run("--vqa-dir", folder, "--no-pictures", status=2)
+    assert list((tmp_path / "out").iterdir()) == []
+    run("--vqa-dir", folder, "--no-pictures")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    run("--vqa-dir", tmp_path / "vqa", "--no-pictures", "--min-answer-words", 50, status=2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_import_prints_nothing_and_needs_no_torch():
+    code = "import sys, mini_vqa_v2; sys.exit(bool({'torch', 'pandas', 'transformers'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def serve_zips(folder):
+    """{path: bytes} of the two zips of an official folder under /vqa."""
+    packed = repack(folder, folder.parent / "packed", "zip")
+    return {f"/vqa/{path.name}": path.read_bytes() for path in packed.iterdir()}
+
+
+def test_official_zips_are_fetched_once_checked_and_kept(run, tmp_path, monkeypatch):
+    files = serve_zips(write_official(tmp_path / "vqa", many_entries()))
+    monkeypatch.setattr(download, "OFFICIAL_SHA256",
+                        {path.rpartition("/")[2]: hashlib.sha256(body).hexdigest() for path, body in files.items()})
+    with PictureServer(files, faults={ZIPS[QUESTIONS]: ["cut", 503]}) as server:
+        flags = ["--vqa-dir", tmp_path / "new", "--base-url", f"{server.url}/vqa/", "--no-pictures"]
+        assert "kept 240\n" in run(*flags)
+        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(ZIPS.values())
+        run(*flags)
+        assert len(server.paths) == 4  # three tries of the questions, one of the annotations, none again
+
+
+def test_an_official_zip_with_another_sha256_is_refused_and_deleted(run, tmp_path):
+    files = serve_zips(write_official(tmp_path / "vqa", many_entries()))
+    with PictureServer(files) as server:
+        error = run("--vqa-dir", tmp_path / "new", "--base-url", f"{server.url}/vqa", "--no-pictures", status=2)
+        assert len(server.paths) == 1
+    assert "sha256" in error and ZIPS[QUESTIONS] in error and error.count("\n") == 1
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_pictures_come_through_a_bad_server_and_whole_ones_are_not_fetched_again(run, tmp_path):
+    folder = write_official(tmp_path / "vqa", many_entries())
+    names = [f"COCO_train2014_{image:012d}.jpg" for image in range(120)]
+    faults = {names[0]: [503, 500], names[1]: ["html"], names[2]: ["short"], names[3]: ["cut"], names[4]: [429]}
+    with PictureServer(faults=faults) as server:
+        run("--vqa-dir", folder, "--image-url", server.url)
+        assert len(server.paths) == 120 + 6
+        images = tmp_path / "out" / "images"
+        assert {path.name: path.read_bytes() for path in images.iterdir()} == {name: draw_jpeg(name) for name in names}
+        before = (tmp_path / "out" / "metadata.csv").read_bytes()
+        (images / names[7]).write_bytes(draw_jpeg(names[7])[:300])
+        (images / names[8]).unlink()
+        server.paths.clear()
+        run("--vqa-dir", folder, "--image-url", server.url)
+        assert sorted(server.paths) == [f"/train2014/{name}" for name in names[7:9]]
+        assert (images / names[7]).read_bytes() == draw_jpeg(names[7])
+    assert (tmp_path / "out" / "metadata.csv").read_bytes() == before
+
+
+def test_one_picture_in_a_hundred_may_be_missing_on_the_server(run, tmp_path):
+    folder = write_official(tmp_path / "vqa", many_entries())
+    lost = "COCO_train2014_000000000005.jpg"
+    with PictureServer(faults={lost: itertools.repeat(404)}) as server:
+        text = run("--vqa-dir", folder, "--image-url", server.url)
+    assert "1 of 120 pictures are lost" in text and lost in text and "status 404" in text
+    assert "dropped 2: picture missing or unreadable" in text and "kept 238\n" in text
+    assert "5" not in {row["image_id"] for row in read_rows(tmp_path / "out")}
+
+
+def test_a_server_without_pictures_stops_the_run_early(run, tmp_path):
+    folder = write_official(tmp_path / "vqa", many_entries(1000, 1))
+    with PictureServer() as server:
+        error = run("--vqa-dir", folder, "--image-url", f"{server.url}/elsewhere", status=2)
+        assert 10 < len(server.paths) <= 11 + 4  # 11 lost ones are too many, and 4 threads may be at it
+    assert "at most 1% may be" in error and "--image-url" in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "metadata.csv").exists()
+
+
+def write_pictures(folder, num=120):
+    folder.mkdir(parents=True)
+    for image in range(num):
+        name = f"COCO_train2014_{image:012d}.jpg"
+        (folder / name).write_bytes(draw_jpeg(name))
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "train2014"])
+def test_local_pictures_are_linked_from_either_layout(run, tmp_path, below):
+    folder = write_official(tmp_path / "vqa", many_entries())
+    pictures = write_pictures(tmp_path / "coco" / below)
+    for _ in range(2):  # the second run meets its own links
+        run("--vqa-dir", folder, "--image-dir", tmp_path / "coco", "--image-url", "http://127.0.0.1:1")
+        linked = sorted((tmp_path / "out" / "images").iterdir())
+        assert len(linked) == 120 and all(path.samefile(pictures / path.name) for path in linked)
+
+
+def test_local_pictures_are_copied_where_links_are_impossible(run, tmp_path, monkeypatch):
+    def other_file_system(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(download.os, "link", other_file_system)
+    folder, pictures = write_official(tmp_path / "vqa", many_entries()), write_pictures(tmp_path / "coco")
+    run("--vqa-dir", folder, "--image-dir", pictures)
+    copied = sorted((tmp_path / "out" / "images").iterdir())
+    assert len(copied) == 120 and not any(path.samefile(pictures / path.name) for path in copied)
+    assert all(path.read_bytes() == draw_jpeg(path.name) for path in copied)
+
+
+def test_lost_local_pictures_are_named_up_to_one_percent_and_an_error_beyond(run, tmp_path):
+    folder = write_official(tmp_path / "vqa", many_entries(250))
+    pictures = write_pictures(tmp_path / "coco", 250)
+    names = sorted(path.name for path in pictures.iterdir())
+    (pictures / names[3]).unlink()
+    (pictures / names[4]).write_bytes(draw_jpeg(names[4])[:-200])
+    text = run("--vqa-dir", folder, "--image-dir", pictures)
+    assert f"2 of 250 pictures are lost ({names[3]} missing, {names[4]} unreadable" in text
+    assert "dropped 4: picture missing or unreadable" in text and "kept 496\n" in text
+    (tmp_path / "out" / "metadata.csv").unlink()
+    (pictures / names[5]).write_bytes(b"<html>")
+    error = run("--vqa-dir", folder, "--image-dir", pictures, status=2)
+    assert "3 of 250" in error and f"{names[5]} not a picture" in error and "--image-dir" in error
+    assert not (tmp_path / "out" / "metadata.csv").exists()
+
+
+def test_a_replaced_local_picture_replaces_its_old_link(run, tmp_path):
+    folder, pictures = write_official(tmp_path / "vqa", many_entries()), write_pictures(tmp_path / "coco")
+    run("--vqa-dir", folder, "--image-dir", pictures)
+    name = "COCO_train2014_000000000009.jpg"
+    (pictures / name).unlink()
+    Image.new("RGB", (8, 8), "red").save(pictures / name)
+    run("--vqa-dir", folder, "--image-dir", pictures)
+    assert (tmp_path / "out" / "images" / name).read_bytes() == (pictures / name).read_bytes()
+
+
+def damage(change):
+    """A function of the folder that applies `change` to the parsed (questions, annotations) lists."""
+    def apply(folder):
+        questions, annotations = (json.loads((folder / name).read_text()) for name in (QUESTIONS, ANNOTATIONS))
+        change(questions["questions"], annotations["annotations"])
+        (folder / QUESTIONS).write_text(json.dumps(questions))
+        (folder / ANNOTATIONS).write_text(json.dumps(annotations))
+    return apply
+
+
+def overwrite(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+BAD_FILES = {
+    "truncated json": (lambda folder: overwrite(QUESTIONS, (folder / QUESTIONS).read_bytes()[:-40])(folder),
+                       "not a whole JSON file"),
+    "empty file": (overwrite(ANNOTATIONS, b""), "not a whole JSON file"),
+    "not utf-8": (overwrite(ANNOTATIONS, b'{"annotations": "\xff\xfe"}'), "not a whole JSON file"),
+    "deep nesting": (overwrite(ANNOTATIONS, b"[" * 200_000), "not a whole JSON file"),
+    "a list on top": (overwrite(QUESTIONS, b"[]"), "no list 'questions'"),
+    "a text on top": (overwrite(QUESTIONS, b'"questions"'), "no list 'questions'"),
+    "another key": (overwrite(ANNOTATIONS, b'{"questions": []}'), "no list 'annotations'"),
+    "no list": (overwrite(ANNOTATIONS, b'{"annotations": {"1": 2}}'), "no list 'annotations'"),
+    "no entries": (overwrite(ANNOTATIONS, b'{"annotations": []}'), "nothing is kept: 240 question without"),
+    "entry is a number": (damage(lambda q, a: q.append(7)), "entry 240: question_id is None"),
+    "id is a text": (damage(lambda q, a: q[3].update(question_id="3")), "question_id is '3'"),
+    "id is true": (damage(lambda q, a: a[3].update(question_id=True)), "question_id is True"),
+    "negative picture": (damage(lambda q, a: q[3].update(image_id=-1)), "image_id is -1"),
+    "question twice": (damage(lambda q, a: q.append(q[0])), "question id 0 stands twice"),
+    "annotation twice": (damage(lambda q, a: a.append(a[21])), "question id 101 stands twice"),
+    "other picture": (damage(lambda q, a: a[21].update(image_id=3)), "question 101 has another image_id"),
+    "question missing": (damage(lambda q, a: q[21].pop("question")), "question 101: question is None"),
+    "type is a number": (damage(lambda q, a: a[21].update(answer_type=3)), "question 101: answer_type is 3"),
+    "no answers": (damage(lambda q, a: a[21].pop("answers")), "question 101: its answers"),
+    "empty answers": (damage(lambda q, a: a[21].update(answers=[])), "question 101: its answers"),
+    "answer missing": (damage(lambda q, a: a[21]["answers"][4].pop("answer")), "question 101: its answers"),
+    "answer is null": (damage(lambda q, a: a[21]["answers"][4].update(answer=None)), "question 101: its answers"),
+    "answer is a number": (damage(lambda q, a: a[21]["answers"][4].update(answer=3)), "question 101: its answers"),
+    "half a character": (damage(lambda q, a: q[21].update(question="\ud83d?")), "surrogates not allowed"),
+    "other questions": (damage(lambda q, a: [one.update(question_id=one["question_id"] + 5000) for one in q]),
+                        "nothing is kept: 240 question without an annotation; 240 annotation without"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_official_files_end_in_one_line(run, tmp_path, name):
+    spoil, expected = BAD_FILES[name]
+    folder = write_official(tmp_path / "vqa", many_entries())
+    spoil(folder)
+    error = run("--vqa-dir", folder, "--no-pictures", status=2)
+    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("suffix", "content"), [
+    (".json.gz", b"plain"), (".json.gz", gzip.compress(b'{"questions": []}')[:-9]), (".zip", b"PK plain"),
+    (".json.gz", gzip.compress(b'{"questions": [' + b"1," * 5000)[:40] + b"x" * 40), (".zip", "other member"),
+])
+def test_damaged_archives_end_in_one_line(run, tmp_path, suffix, content):
+    folder = write_official(tmp_path / "vqa", many_entries())
+    (folder / QUESTIONS).unlink()
+    path = folder / (ZIPS[QUESTIONS] if suffix == ".zip" else f"{QUESTIONS}.gz")
+    if content == "other member":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("../readme.txt", "hello")
+    else:
+        path.write_bytes(content)
+    error = run("--vqa-dir", folder, "--no-pictures", status=2)
+    assert error.startswith("error: ") and error.count("\n") == 1 and "not a whole JSON file" in error
+    assert path.name in error
+
+
+BAD_FLAGS = [
+    (["--min-answer-words", "0"], "--min-answer-words 0"), (["--min-agreement", "0"], "--min-agreement 0"),
+    (["--max-questions", "-1"], "--max-questions -1"), (["--workers", "0"], "--workers 0"),
+    (["--val-fraction", "nan"], "--val-fraction nan"), (["--val-fraction", "0"], "--val-fraction 0"),
+    (["--test-fraction", "-0.1"], "--test-fraction -0.1"), (["--val-fraction", "inf"], "--val-fraction inf"),
+    (["--val-fraction", "0.5", "--test-fraction", "0.5"], "their sum must be below 1"),
+    (["--image-dir", "nowhere"], "--image-dir nowhere does not exist"),
+    (["--min-answer-words", "4"], "nothing is kept: 0 question without an annotation; 0 annotation without a question; "
+     "240 label of fewer than 4 words (--min-answer-words)"),
+    (["--val-fraction", "0.000001"], "a split has no rows"), (["--max-questions", "1"], "a split has no rows"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), BAD_FLAGS, ids=lambda value: str(value)[:40])
+def test_bad_settings_end_in_one_line(run, tmp_path, monkeypatch, flags, expected):
+    monkeypatch.chdir(tmp_path)
+    folder = write_official(tmp_path / "vqa", many_entries())
+    extra = [] if "--image-dir" in flags else ["--no-pictures"]
+    error = run("--vqa-dir", folder, *flags, *extra, status=2)
+    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_named(run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for flag in ("--vqa-dir", "--image-dir", "--output-dir"):
+        assert f"{flag} {tmp_path / 'file'} is not a folder" in run(flag, tmp_path / "file", status=2)
+
+
+def test_no_data_and_no_download_is_one_line_of_the_real_script(run_script, tmp_path):
+    with PictureServer() as server:  # answers 404 for every zip
+        result = run_script("mini_vqa_v2.py", "--vqa-dir", tmp_path / "empty", "--base-url", server.url, "--output-dir",
+                            tmp_path / "out", expect=2, **NO_PROXY)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    for part in (str(tmp_path / "empty"), QUESTIONS, ZIPS[QUESTIONS], "status 404", "--base-url"):
+        assert part in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_connection_is_one_line_too(run, tmp_path):
+    error = run("--vqa-dir", tmp_path / "empty", "--base-url", "http://127.0.0.1:1/vqa", status=2)
+    assert error.startswith("error: ") and error.count("\n") == 1 and "--base-url" in error
+
+
+def test_an_unknown_flag_or_subset_stops_the_real_script(run_script, tmp_path):
+    for flags in (["--min-words", "3"], ["--subset", "test2015"]):
+        result = run_script("mini_vqa_v2.py", "--output-dir", tmp_path / "out", *flags, expect=2)
+        assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_the_defaults_are_the_documented_ones():
+    documented = {"vqa_dir": "vqa_v2", "image_dir": None, "output_dir": "mini_vqa_v2", "subset": "train2014",
+                  "base_url": "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa",
+                  "image_url": "http://images.cocodataset.org", "min_answer_words": 3, "min_agreement": 3,
+                  "max_questions": 0, "val_fraction": 0.1, "test_fraction": 0.1, "workers": 16, "seed": 42}
+    assert {name: getattr(Config(), name) for name in documented} == documented

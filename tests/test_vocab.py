@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vocab import END, PAD, SPECIALS, START, UNK, Vocab, detokenize, tokenize
+
+AS_HUMANS_WROTE = ["don't", "man's left hand", "10:30", "black and white", "red, white and blue", "$5.00!", "t-shirt",
+                   "n/a", "None", "a #1 ## fan", "it's 'quoted'", "café au lait", "james' hat", "😀 ok 😀😀", "<unk> <end>"]
+
+
+@pytest.mark.parametrize("answer", AS_HUMANS_WROTE)
+def test_answers_survive_the_round_trip(answer):
+    vocab = Vocab.build([answer, "something else"])
+    assert vocab.decode(vocab.encode(answer, 40)) == answer.lower()
+
+
+@given(st.text())
+def test_tokens_join_to_the_text_but_for_case_and_white_space(text):
+    assert detokenize(tokenize(text)) == " ".join(text.lower().split())
+
+
+def test_words_are_ordered_by_count_then_word_after_the_specials():
+    vocab = Vocab.build(["b a", "b c", "c b", "rare a"], min_word_freq=2)
+    assert vocab.words == [*SPECIALS, "b", "a", "c"]
+
+
+def test_the_end_survives_truncation():
+    vocab = Vocab.build(["one two three four five", "x"])
+    ids = vocab.encode("one two three four five", max_len=3)
+    assert ids[0] == START and ids[-1] == END and len(ids) == 4
+    assert vocab.decode(ids) == "one two"
+
+
+def test_unknown_words_become_unk_and_padding_is_skipped():
+    vocab = Vocab.build(["a cat", "a dog"])
+    ids = vocab.encode("a zebra", 8)
+    assert ids == [START, vocab.ids["a"], UNK, END]
+    assert vocab.decode([*ids, PAD, PAD]) == "a <unk>"
+
+
+@pytest.mark.parametrize("answers, frequency, message", [
+    ([], 1, "no training answers"), (["n/a"] * 5, 1, "'n/a'"), (["a b", "c d"], 3, "--min-word-freq")])
+def test_nothing_to_learn_is_an_error(answers, frequency, message):
+    with pytest.raises(ValueError, match=message):
+        Vocab.build(answers, frequency)
+
+
+def test_vocabulary_does_not_depend_on_the_hash_seed():
+    code = "from vocab import Vocab; print(Vocab.build(['b a d', 'c a d', 'e b']).words)"
+    outputs = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, text=True, check=True,
+                              capture_output=True).stdout for seed in ("0", "1", "2")}
+    assert len(outputs) == 1
+
+
+def test_a_list_that_is_no_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="not a vocabulary"):
+        Vocab(["a", "b"])
