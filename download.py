@@ -1,178 +1,233 @@
-"""Files from elsewhere: the official VQA v2 text files and the COCO pictures, checked before they count.
+"""One request over a bad network: it ends, within bounds, in a body or in an exception that says why and what helps.
 
-All networking of mini_vqa_v2.py is here. Whatever arrives gets a temporary name, is checked there (sha256 for a zip,
-a full decode for a picture), and only then takes its real name.
+Fault and Unavailable are worth another try, Refused is not (throttle.py waits and tries). A proxy is taken from
+HTTP_PROXY, HTTPS_PROXY and NO_PROXY, a certificate bundle from REQUESTS_CA_BUNDLE, as everywhere in requests.
 """
-import hashlib
-import os
-import shutil
+import contextlib
+import email.utils
+import http.client
+import io
+import logging
+import ssl
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+from datetime import UTC, datetime
+from urllib.parse import urljoin, urlsplit
 
 import requests
-from PIL import UnidentifiedImageError
+import urllib3
 from requests.adapters import HTTPAdapter
-from tqdm import tqdm
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from files import whole_file
-from pictures import UNREADABLE, open_picture
+from throttle import Fault, Refused, Unavailable
 
-JSON_NAMES = {"questions": "v2_OpenEnded_mscoco_{}_questions.json", "annotations": "v2_mscoco_{}_annotations.json"}
-ZIP_NAMES = {"questions": "v2_Questions_{}_mscoco.zip", "annotations": "v2_Annotations_{}_mscoco.zip"}
-SIDES = {"train2014": "Train", "val2014": "Val"}  # the subset as the zips spell it
-OFFICIAL_SHA256 = {
-    "v2_Questions_Train_mscoco.zip": "05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e",
-    "v2_Annotations_Train_mscoco.zip": "fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853",
-    "v2_Questions_Val_mscoco.zip": "e71f6c5c3e97a51d050f28243e262b28cd0c48d11a6b4632d769d30d3f93222a",
-    "v2_Annotations_Val_mscoco.zip": "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e",
-}
-TIMEOUTS = (10, 30)  # seconds to connect, and between two pieces of a body
-WAITS = (0.5, 1, 2, 4, 8)  # seconds before each retry
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may change
+TIMEOUTS = (10, 30)  # seconds to connect, and between two pieces of an answer
+SLOW_AFTER, MIN_RATE = 20, 1000  # an answer slower than MIN_RATE (bytes/s) is given up SLOW_AFTER seconds from its start
+MAX_HEAD_SECONDS = 60  # from the first byte to the last header, whatever the rate
+MAX_REDIRECTS = 5
+BUSY = (429, 502, 503, 504)  # statuses that speak of the server, not of the file
+TRANSIENT = (408, 425, 500)  # statuses of one request that another try may change
 CHUNK = 1 << 16  # bytes
-MAX_LOST_SHARE = 0.01  # of the needed pictures; beyond it the dataset is not the one that was asked for
-NUM_NAMED = 5  # lost pictures named in a message
+MAX_REASON = 200  # letters of a message, part of which a server may have written
 
 
-class Refused(ValueError):
-    """The same request would meet the same answer, so trying again is pointless."""
+class SteadyReader(io.RawIOBase):
+    """The bytes of one answer, head and body: TimeoutError when they drip, which a time-out between pieces never sees."""
 
+    def __init__(self, raw):
+        self.raw, self.start, self.num_bytes, self.in_head = raw, time.monotonic(), 0, True
 
-def find_official(vqa_dir, subset, kind, base_url):
-    """(path, json_name) of the official file of `kind`, "questions" or "annotations": found, else downloaded.
+    def readable(self):
+        return True
 
-    The path ends in .json, .json.gz or .zip; `json_name` is the member of the zip. Raises ValueError when the file is
-    neither there nor to be had, or when a downloaded zip has another sha256 than the published one (it is not kept).
-    """
-    folder, name, zip_name = Path(vqa_dir), JSON_NAMES[kind].format(subset), ZIP_NAMES[kind].format(SIDES[subset])
-    for found in (name, f"{name}.gz", zip_name):
-        if (folder / found).is_file():
-            return folder / found, name
-    try:
-        with open_session(1) as session:
-            fetch(session, f"{base_url.rstrip('/')}/{zip_name}", folder / zip_name,
-                  partial(check_sha256, expected=OFFICIAL_SHA256[zip_name]), show_progress=True)
-    except ValueError as error:
-        raise ValueError(f"--vqa-dir {folder} holds no {name}, {name}.gz or {zip_name}, and downloading it failed "
-                         f"({error}): put one there or name a mirror by --base-url") from error
-    return folder / zip_name, name
-
-
-def collect_pictures(names, folder, subset, image_dir, image_url, workers):
-    """Put every picture of `names` into `folder`, decoded in full: from `image_dir`, or by download when that is None.
-
-    Returns {name: reason} of the lost ones and prints the first. Raises ValueError when they are more than
-    MAX_LOST_SHARE; a download stops as soon as that is certain.
-    """
-    if image_dir is None:
-        remedy = "check --image-url and run again: whole pictures are kept"
-        place = partial(download_picture, open_session(workers), f"{image_url.rstrip('/')}/{subset}")
-    else:
-        remedy = f"check --image-dir {image_dir}"
-        place = partial(link_picture, Path(image_dir), subset)
-    lost, max_lost = {}, MAX_LOST_SHARE * len(names)
-
-    def place_one(name):
-        if image_dir is None and len(lost) > max_lost:
-            return  # the run has failed: spare the server the rest
+    def readinto(self, buffer):
         try:
-            place(folder / name)
-        except ValueError as error:
-            lost[name] = str(error)
+            size = self.raw.readinto(buffer)
+        except TimeoutError:
+            raise TimeoutError(f"no data for {TIMEOUTS[1]} s") from None
+        self.num_bytes += size or 0
+        seconds = time.monotonic() - self.start
+        if seconds > SLOW_AFTER and self.num_bytes < MIN_RATE * seconds:
+            raise TimeoutError(f"slow: {self.num_bytes} bytes in {seconds:.0f} s")
+        if self.in_head and seconds > MAX_HEAD_SECONDS:
+            raise TimeoutError(f"no end of the headers in {seconds:.0f} s")
+        return size
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for _ in tqdm(pool.map(place_one, names), "pictures", len(names), unit=" pictures"):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if lost:
-        named = ", ".join(f"{name} {reason}" for name, reason in sorted(lost.items())[:NUM_NAMED])
-        message = f"{len(lost)} of {len(names)} pictures are lost ({named}{', ...' if len(lost) > NUM_NAMED else ''})"
-        if len(lost) > max_lost:
-            raise ValueError(f"{message}; at most {MAX_LOST_SHARE:.0%} may be: {remedy}")
-        print(message)
-    return lost
+    def close(self):
+        self.raw.close()
+        super().close()
 
 
-def link_picture(image_dir, subset, path):
-    """Hard-link or copy the picture named like `path`. Raises ValueError that says what is wrong with it."""
-    source = image_dir / path.name
-    if not source.exists():
-        source = image_dir / subset / path.name
-    check_picture(source)
-    with whole_file(path) as temporary:
-        try:
-            os.link(source.resolve(), temporary)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, temporary)
+class SteadyResponse(http.client.HTTPResponse):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steady = SteadyReader(self.fp.detach())
+        self.fp = io.BufferedReader(self.steady, CHUNK)
+
+    def begin(self):
+        super().begin()
+        self.steady.in_head = False
 
 
-def download_picture(session, folder_url, path):
-    """Fetch the picture named like `path`, unless a whole one is there. Raises ValueError that says why it cannot."""
-    try:
-        check_picture(path)
-    except ValueError:
-        fetch(session, f"{folder_url}/{path.name}", path, check_picture)
+class SteadyHTTPConnection(HTTPConnection):
+    response_class = SteadyResponse
 
 
-def check_picture(path):
-    """Decode every pixel of the picture at `path`. Raises ValueError that says what is wrong with it."""
-    try:
-        open_picture(path)
-    except FileNotFoundError:
-        raise ValueError("missing") from None
-    except UnidentifiedImageError:
-        raise ValueError("not a picture") from None
-    except UNREADABLE as error:
-        raise ValueError(f"unreadable: {error}") from error
+class SteadyHTTPSConnection(HTTPSConnection):
+    response_class = SteadyResponse
+
+
+class SteadyHTTPPool(HTTPConnectionPool):
+    ConnectionCls = SteadyHTTPConnection
+
+
+class SteadyHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = SteadyHTTPSConnection
+
+
+class SteadyAdapter(HTTPAdapter):
+    """requests' adapter whose answers, direct or through a proxy, may not drip."""
+    pools = {"http": SteadyHTTPPool, "https": SteadyHTTPSPool}
+
+    def init_poolmanager(self, *args, **kwargs):
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self.pools
+
+    def proxy_manager_for(self, proxy, **kwargs):
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not proxy.lower().startswith("socks"):  # those bring their own sockets
+            manager.pool_classes_by_scheme = self.pools
+        return manager
+
+
+class Session(requests.Session):
+    def get_redirect_target(self, response):
+        return None  # ask() follows: requests would read the body of a redirect, however large
 
 
 def open_session(connections):
     """One pool of kept-alive connections for as many threads."""
-    session = requests.Session()
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # it prints tracebacks of servers' malformed headers
+    session = Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+        session.mount(scheme, SteadyAdapter(pool_maxsize=connections))
+    session.headers["Accept-Encoding"] = "identity"  # a packed body has no size that could be checked
     return session
 
 
-def fetch(session, url, path, check, show_progress=False):
-    """Fetch `url` to `path`, whole or not at all, trying again after each of WAITS.
+def check_address(flag, url):
+    """Raise ValueError unless `url` begins with http:// or https:// and names a host."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{flag} '{url}' is no address: it begins with http:// or https:// and a host's name")
 
-    `check(temporary)` raises ValueError when the body is not what it should be. Raises ValueError with the last
-    reason; an OSError of the disk passes through at once, since no retry mends it.
+
+@contextlib.contextmanager
+def ask(session, url, accept=(200,), headers=None):
+    """Yield the answer to a GET of `url`, its status in `accept` and its body unread, after MAX_REDIRECTS at most."""
+    for _ in range(MAX_REDIRECTS + 1):
+        with network_errors(Unavailable):
+            response = session.get(url, headers=headers, stream=True, timeout=TIMEOUTS, allow_redirects=False)
+        with response:
+            if response.status_code in accept:
+                response.raw.enforce_content_length = False  # read_pieces says in words what is short
+                yield response
+                return
+            with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
+                response.raw.read(CHUNK)  # a short body read to its end leaves the connection usable
+            if not (response.is_redirect or response.is_permanent_redirect):
+                raise status_error(response)
+        url = urljoin(url, response.headers["Location"])
+    raise Refused(f"more than {MAX_REDIRECTS} redirects")
+
+
+def status_error(response):
+    """The exception for an answer that is not the wanted one."""
+    reason, status = f"status {response.status_code}", response.status_code
+    if status in BUSY:
+        return Unavailable(reason, spoke=True, retry_after=wanted_pause(response.headers))
+    return Fault(reason) if status in TRANSIENT else Refused(reason)
+
+
+def wanted_pause(headers):
+    """Seconds from now that Retry-After asks for, given in seconds or as a date; 0 where it says nothing readable."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return int(text[:9])
+    try:
+        until = email.utils.parsedate_to_datetime(text)
+        try:  # by the server's own clock, which may be wrong in both
+            now = email.utils.parsedate_to_datetime(headers.get("Date", ""))
+        except ValueError:
+            now = datetime.now(UTC)
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # no date; or one with a time zone, the other without
+        return 0
+
+
+@contextlib.contextmanager
+def network_errors(kind):
+    """What requests, urllib3 and ssl raise becomes `kind`, or Refused where the same request fails again for sure."""
+    try:
+        yield
+    except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, TimeoutError) as error:
+        root = root_cause(error)
+        reason = getattr(root, "strerror", None) or str(root) or type(root).__name__
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:MAX_REASON])
+        if isinstance(root, ssl.SSLCertVerificationError):
+            raise Refused(f"its certificate is not trusted ({root.verify_message})") from error
+        if isinstance(error, requests.exceptions.InvalidProxyURL | requests.exceptions.InvalidURL
+                      | requests.exceptions.InvalidSchema | requests.exceptions.MissingSchema):
+            raise Refused(reason) from error
+        if isinstance(error, requests.ConnectTimeout):
+            reason = f"no connection within {TIMEOUTS[0]} s"
+        raise kind(f"no answer: {reason}" if kind is Unavailable else reason) from error
+
+
+def root_cause(error):
+    """The exception that `error` goes back to: urllib3 and requests wrap it several times, or put it into the arguments."""
+    wrapped = next((value for value in error.args if isinstance(value, Exception)), None)
+    deeper = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or wrapped
+    return root_cause(deeper) if deeper else error
+
+
+def announced_size(response):
+    """Bytes of the body by its Content-Length; None where that is absent or no number."""
+    text = response.headers.get("Content-Length", "").strip()
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def read_pieces(response, most):
+    """Yield the body in pieces of CHUNK bytes at most.
+
+    Raises Refused once it is, or says that it is, larger than `most` bytes, and Fault where it breaks off, drips, or
+    is shorter than announced.
     """
-    with whole_file(path) as temporary:
-        for wait in (*WAITS, None):
-            try:
-                save_body(session, url, temporary, show_progress)
-                return check(temporary)
-            except (requests.RequestException, ValueError) as error:
-                if wait is None or isinstance(error, Refused):
-                    raise ValueError(f"{url}: {error}") from error
-            time.sleep(wait)
+    announced, received = announced_size(response), 0
+    if announced is not None and announced > most:
+        raise Refused(f"a body of {announced:,} bytes, more than {most:,}")
+    while True:
+        with network_errors(Fault):
+            piece = response.raw.read(CHUNK, decode_content=False)
+        if not piece:
+            break
+        received += len(piece)
+        if received > most:
+            raise Refused(f"a body of more than {most:,} bytes")
+        yield piece
+    if announced is not None and received < announced:
+        raise Fault(f"{received:,} of {announced:,} bytes came")
 
 
-def save_body(session, url, path, show_progress):
-    """One request, its body written to `path`; a body shorter than announced is a RequestException."""
-    with session.get(url, stream=True, timeout=TIMEOUTS) as response:
-        if response.status_code in TRANSIENT:
-            raise ValueError(f"status {response.status_code}")
-        if response.status_code != requests.codes.ok:
-            raise Refused(f"status {response.status_code}")
-        name, size = url.rpartition("/")[2], int(response.headers.get("Content-Length", 0)) or None
-        with (open(path, "wb") as stream,
-              tqdm(desc=name, total=size, unit="B", unit_scale=True, disable=not show_progress) as bar):
-            for chunk in response.iter_content(CHUNK):
-                stream.write(chunk)
-                bar.update(len(chunk))
-
-
-def check_sha256(path, expected):
-    """Raise Refused unless the file's sha256 is `expected` (hexadecimal)."""
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
-        raise Refused(f"its sha256 is {found}, the published one is {expected}")
+def read_body(response, most, max_seconds):
+    """The whole body, of `most` bytes at most; Fault when it takes longer than `max_seconds`. See read_pieces."""
+    pieces, start = [], time.monotonic()
+    for piece in read_pieces(response, most):
+        pieces.append(piece)
+        if time.monotonic() - start > max_seconds:
+            raise Fault(f"not whole after {max_seconds} s")
+    return b"".join(pieces)

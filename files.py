@@ -1,16 +1,21 @@
 """Files are written whole or not at all: to a temporary name beside the target, then renamed."""
 import contextlib
+import fcntl
 import json
 import os
+import re
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
 @contextlib.contextmanager
-def whole_file(path):
+def whole_file(path, durable=True):
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, else delete it.
 
     The rename is atomic on one file system, so a reader sees the old file or the new one, never a
-    part of one. The data reaches the disk before the name does.
+    part of one. The data reaches the disk before the name does, unless `durable` is given up for thousands
+    of small files whose writer calls os.sync() once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,11 +23,38 @@ def whole_file(path):
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
+        if durable:
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder):
+    """Delete what killed runs left of whole_file in `folder`; the caller knows that no other run is at work there."""
+    for path in Path(folder).glob(".*.tmp*"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_holder(path, complaint):
+    """Hold a folder or file that exists for this process; ValueError(complaint) where another one does.
+
+    Nothing is written, and the hold ends with the process, however it ends.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(complaint) from None
+        except OSError:
+            pass  # a file system without locks: nothing can be known
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path, value):

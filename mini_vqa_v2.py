@@ -1,25 +1,24 @@
 """Build the mini VQA v2 dataset: questions whose majority answer is a phrase on which several humans agree.
 
 Reads the official VQA v2 question and annotation files from --vqa-dir (fetched when absent) and the COCO pictures
-from --image-dir (fetched when not given). Writes images/, qa_pairs.json and, last, metadata.csv into --output-dir.
+from --image-dir (fetched when not given). Writes images/, qa_pairs.json and, last, metadata.csv into --output-dir, and
+beside them manifest.csv (what each picture is, so that the next run checks instead of fetching) and, while pictures are
+missing, missing.csv. Whatever stops a run, the next one goes on from there.
 Prints how many rows were read, kept and dropped by each reason, and the images and rows of every split.
 The text of the whole training set takes half a minute and 1.1 GB of memory, the pictures as long as the network needs.
 """
 import csv
-import gzip
 import hashlib
-import io
-import json
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import settings
-from download import collect_pictures, find_official
-from files import whole_file, write_json
+from collect import collect_pictures
+from download import check_address
+from files import only_holder, remove_temporaries, whole_file, write_json
+from official import find_official, read_json
 
 
 @dataclass
@@ -64,11 +63,15 @@ def main(cfg):
     rows = label_rows(read_official(cfg, "questions"), read_official(cfg, "annotations"), cfg)
     rows = limit_rows(rows, cfg.max_questions)
     check_splits(rows, cfg)
-    if cfg.pictures:
-        rows = keep_pictured(rows, cfg)
-        check_splits(rows, cfg)
-    print_splits(rows)
-    write_dataset(rows, Path(cfg.output_dir))
+    output_dir = Path(cfg.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with only_holder(output_dir, f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
+        remove_temporaries(output_dir)
+        if cfg.pictures:
+            rows = keep_pictured(rows, cfg)
+            check_splits(rows, cfg)
+        print_splits(rows)
+        write_dataset(rows, output_dir)
 
 
 def check_settings(cfg):
@@ -81,6 +84,8 @@ def check_settings(cfg):
     if cfg.val_fraction + cfg.test_fraction >= 1:
         raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction} leave no picture "
                          "for training: their sum must be below 1")
+    for name in ("base_url", "image_url"):
+        check_address(f"--{name.replace('_', '-')}", getattr(cfg, name))
     for name in ("vqa_dir", "image_dir", "output_dir"):
         folder = getattr(cfg, name)
         if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
@@ -93,7 +98,7 @@ def read_official(cfg, kind):
     """{question_id: entry} of the official file of `kind`, "questions" or "annotations", fetched if it is absent."""
     path, name = find_official(cfg.vqa_dir, cfg.subset, kind, cfg.base_url)
     print(f"reading {path}", flush=True)
-    content = read_json(path, name)
+    content = read_json(path, name, answer_text)
     if not isinstance(content, dict) or not isinstance(content.get(kind), list):
         raise ValueError(f"{path} has no list '{kind}' at its top level: replace it by the official file")
     entries = {}
@@ -103,19 +108,6 @@ def read_official(cfg, kind):
             raise ValueError(f"{path}: question id {question_id} stands twice; replace it by the official file")
         entries[question_id] = entry
     return entries
-
-
-def read_json(path, name):
-    """Parse a .json, a .json.gz, or the member `name` of a .zip (nothing is unpacked onto the disk)."""
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
-                return json.load(io.TextIOWrapper(stream, "utf-8-sig"), object_hook=answer_text)
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as stream:
-            return json.load(stream, object_hook=answer_text)
-    except (ValueError, EOFError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole JSON file ({error}): delete it and run again") from error
 
 
 def answer_text(entry):
@@ -218,8 +210,7 @@ def check_splits(rows, cfg):
 def keep_pictured(rows, cfg):
     """Collect the pictures into images/ and return the rows whose picture is there and whole."""
     names = sorted({Path(row["image_path"]).name for row in rows})
-    folder = Path(cfg.output_dir) / "images"
-    lost = collect_pictures(names, folder, cfg.subset, cfg.image_dir, cfg.image_url, cfg.workers)
+    lost = collect_pictures(names, Path(cfg.output_dir), cfg.subset, cfg.image_dir, cfg.image_url, cfg.workers)
     kept = [row for row in rows if Path(row["image_path"]).name not in lost]
     print(f"dropped {len(rows) - len(kept)}: picture missing or unreadable")
     return kept

@@ -1,8 +1,5 @@
-"""mini_vqa_v2.py and download.py: labels, filters, splits, files, pictures, and what bad input meets."""
-import csv
+"""mini_vqa_v2.py: labels, filters, splits, files, local pictures, and what bad input meets."""
 import gzip
-import hashlib
-import itertools
 import json
 import random
 import re
@@ -11,85 +8,21 @@ import sys
 import zipfile
 from pathlib import Path
 
+import builder
 import pandas as pd
 import pytest
+from builder import ANNOTATIONS, NO_PROXY, QUESTIONS, ZIPS, entry, many_entries, read_rows, repack, write_official
 from picture_server import PictureServer, draw_jpeg
 from PIL import Image
-from tqdm import tqdm
 
-import download
+import collect
 import mini_vqa_v2
-import settings
 from mini_vqa_v2 import COLUMNS, Config, choose_split, majority_answer
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
-ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
-ZIPS = {QUESTIONS: "v2_Questions_Train_mscoco.zip", ANNOTATIONS: "v2_Annotations_Train_mscoco.zip"}
-NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+run, local_and_quick = builder.run, builder.local_and_quick  # fixtures; every test uses the second
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
-
-
-@pytest.fixture(autouse=True)
-def local_and_quick(monkeypatch):
-    """No proxy before 127.0.0.1, no long waits before a retry, no bars among the captured output."""
-    for name, value in NO_PROXY.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(download, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(download, "tqdm", lambda *args, **flags: tqdm(*args, **(flags | {"disable": True})))
-
-
-def entry(question_id, image_id=None, answers=("a red kite",) * 10, question="What is it?", choice=None):
-    """One question and its annotation, as the official files hold them."""
-    image_id = question_id // 10 if image_id is None else image_id
-    return ({"image_id": image_id, "question": question, "question_id": question_id},
-            {"question_type": "what is", "multiple_choice_answer": choice or answers[0], "image_id": image_id,
-             "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": i}
-                         for i, answer in enumerate(answers, 1)],
-             "answer_type": "other", "question_id": question_id})
-
-
-def write_official(folder, entries, subset="train2014"):
-    """Write entries in the official layout, as plain JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    questions, annotations = [list(column) for column in zip(*entries, strict=True)]
-    names = [name.replace("train2014", subset) for name in (QUESTIONS, ANNOTATIONS)]
-    (folder / names[0]).write_text(json.dumps({"data_subtype": subset, "questions": questions}), encoding="utf-8")
-    (folder / names[1]).write_text(json.dumps({"data_subtype": subset, "annotations": annotations}), encoding="utf-8")
-    return folder
-
-
-def many_entries(num_images=120, per_image=2):
-    """Enough pictures that no split is empty, all rows kept by default."""
-    return [entry(10 * image + i, answers=(f"kite number {image}",) * 10, question=f"Which kite, {i}?")
-            for image in range(num_images) for i in range(per_image)]
-
-
-def build(capsys, monkeypatch, *flags, status=None):
-    """Run the script in this process as the command line would; returns what it printed, or its error line."""
-    monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
-    capsys.readouterr()
-    if status is None:
-        settings.run(mini_vqa_v2.main, Config)
-        return capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        settings.run(mini_vqa_v2.main, Config)
-    assert stopped.value.code == status
-    return capsys.readouterr().err
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. Writes to tmp_path / "out"."""
-    def call(*flags, status=None):
-        return build(capsys, monkeypatch, "--output-dir", tmp_path / "out", "--workers", 4, *flags, status=status)
-    return call
-
-
-def read_rows(folder):
-    with open(folder / "metadata.csv", encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def printed_counts(text):
@@ -248,21 +181,6 @@ def test_max_questions_takes_the_same_questions_whatever_their_order(run, tmp_pa
     assert "dropped 0: beyond" in run("--vqa-dir", folder, "--no-pictures", "--max-questions", 500)
 
 
-def repack(folder, target, kind):
-    """The official files of `folder` in another form: "json", "gz", "zip" or "bom"."""
-    target.mkdir()
-    for name in (QUESTIONS, ANNOTATIONS):
-        content = (folder / name).read_bytes()
-        if kind == "gz":
-            (target / f"{name}.gz").write_bytes(gzip.compress(content))
-        elif kind == "zip":
-            with zipfile.ZipFile(target / ZIPS[name], "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(name, content)
-        else:
-            (target / name).write_bytes({"json": b"", "bom": b"\xef\xbb\xbf"}[kind] + content)
-    return target
-
-
 def test_every_form_of_the_official_files_gives_the_same_data_set(run, tmp_path):
     folder = write_official(tmp_path / "vqa", many_entries() + [entry(9000, answers=("naïve café 日本",) * 10)])
     found = set()
@@ -317,71 +235,6 @@ def test_import_prints_nothing_and_needs_no_torch():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def serve_zips(folder):
-    """{path: bytes} of the two zips of an official folder under /vqa."""
-    packed = repack(folder, folder.parent / "packed", "zip")
-    return {f"/vqa/{path.name}": path.read_bytes() for path in packed.iterdir()}
-
-
-def test_official_zips_are_fetched_once_checked_and_kept(run, tmp_path, monkeypatch):
-    files = serve_zips(write_official(tmp_path / "vqa", many_entries()))
-    monkeypatch.setattr(download, "OFFICIAL_SHA256",
-                        {path.rpartition("/")[2]: hashlib.sha256(body).hexdigest() for path, body in files.items()})
-    with PictureServer(files, faults={ZIPS[QUESTIONS]: ["cut", 503]}) as server:
-        flags = ["--vqa-dir", tmp_path / "new", "--base-url", f"{server.url}/vqa/", "--no-pictures"]
-        assert "kept 240\n" in run(*flags)
-        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(ZIPS.values())
-        run(*flags)
-        assert len(server.paths) == 4  # three tries of the questions, one of the annotations, none again
-
-
-def test_an_official_zip_with_another_sha256_is_refused_and_deleted(run, tmp_path):
-    files = serve_zips(write_official(tmp_path / "vqa", many_entries()))
-    with PictureServer(files) as server:
-        error = run("--vqa-dir", tmp_path / "new", "--base-url", f"{server.url}/vqa", "--no-pictures", status=2)
-        assert len(server.paths) == 1
-    assert "sha256" in error and ZIPS[QUESTIONS] in error and error.count("\n") == 1
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_pictures_come_through_a_bad_server_and_whole_ones_are_not_fetched_again(run, tmp_path):
-    folder = write_official(tmp_path / "vqa", many_entries())
-    names = [f"COCO_train2014_{image:012d}.jpg" for image in range(120)]
-    faults = {names[0]: [503, 500], names[1]: ["html"], names[2]: ["short"], names[3]: ["cut"], names[4]: [429]}
-    with PictureServer(faults=faults) as server:
-        run("--vqa-dir", folder, "--image-url", server.url)
-        assert len(server.paths) == 120 + 6
-        images = tmp_path / "out" / "images"
-        assert {path.name: path.read_bytes() for path in images.iterdir()} == {name: draw_jpeg(name) for name in names}
-        before = (tmp_path / "out" / "metadata.csv").read_bytes()
-        (images / names[7]).write_bytes(draw_jpeg(names[7])[:300])
-        (images / names[8]).unlink()
-        server.paths.clear()
-        run("--vqa-dir", folder, "--image-url", server.url)
-        assert sorted(server.paths) == [f"/train2014/{name}" for name in names[7:9]]
-        assert (images / names[7]).read_bytes() == draw_jpeg(names[7])
-    assert (tmp_path / "out" / "metadata.csv").read_bytes() == before
-
-
-def test_one_picture_in_a_hundred_may_be_missing_on_the_server(run, tmp_path):
-    folder = write_official(tmp_path / "vqa", many_entries())
-    lost = "COCO_train2014_000000000005.jpg"
-    with PictureServer(faults={lost: itertools.repeat(404)}) as server:
-        text = run("--vqa-dir", folder, "--image-url", server.url)
-    assert "1 of 120 pictures are lost" in text and lost in text and "status 404" in text
-    assert "dropped 2: picture missing or unreadable" in text and "kept 238\n" in text
-    assert "5" not in {row["image_id"] for row in read_rows(tmp_path / "out")}
-
-
-def test_a_server_without_pictures_stops_the_run_early(run, tmp_path):
-    folder = write_official(tmp_path / "vqa", many_entries(1000, 1))
-    with PictureServer() as server:
-        error = run("--vqa-dir", folder, "--image-url", f"{server.url}/elsewhere", status=2)
-        assert 10 < len(server.paths) <= 11 + 4  # 11 lost ones are too many, and 4 threads may be at it
-    assert "at most 1% may be" in error and "--image-url" in error and error.count("\n") == 1
-    assert not (tmp_path / "out" / "metadata.csv").exists()
-
-
 def write_pictures(folder, num=120):
     folder.mkdir(parents=True)
     for image in range(num):
@@ -404,7 +257,7 @@ def test_local_pictures_are_copied_where_links_are_impossible(run, tmp_path, mon
     def other_file_system(source, target):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(download.os, "link", other_file_system)
+    monkeypatch.setattr(collect.os, "link", other_file_system)
     folder, pictures = write_official(tmp_path / "vqa", many_entries()), write_pictures(tmp_path / "coco")
     run("--vqa-dir", folder, "--image-dir", pictures)
     copied = sorted((tmp_path / "out" / "images").iterdir())

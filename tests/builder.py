@@ -1,0 +1,117 @@
+"""How the tests run mini_vqa_v2.py: small official files, and the script in this process without long waits."""
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from tqdm import tqdm
+
+import collect
+import mini_vqa_v2
+import official
+import settings
+import throttle
+from mini_vqa_v2 import Config
+
+ROOT = Path(__file__).parents[1]
+QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
+ZIPS = {QUESTIONS: "v2_Questions_Train_mscoco.zip", ANNOTATIONS: "v2_Annotations_Train_mscoco.zip"}
+NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+
+@pytest.fixture(autouse=True)
+def local_and_quick(monkeypatch):
+    """No proxy before 127.0.0.1, no long waits before a retry, no bars among the captured output."""
+    for name, value in NO_PROXY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(throttle, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(throttle, "PATIENCE", (0.05, 0.3))
+    for module in (collect, official):
+        monkeypatch.setattr(module, "tqdm", lambda *args, **flags: tqdm(*args, **(flags | {"disable": True})))
+
+
+def entry(question_id, image_id=None, answers=("a red kite",) * 10, question="What is it?", choice=None):
+    """One question and its annotation, as the official files hold them."""
+    image_id = question_id // 10 if image_id is None else image_id
+    return ({"image_id": image_id, "question": question, "question_id": question_id},
+            {"question_type": "what is", "multiple_choice_answer": choice or answers[0], "image_id": image_id,
+             "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": i}
+                         for i, answer in enumerate(answers, 1)],
+             "answer_type": "other", "question_id": question_id})
+
+
+def write_official(folder, entries, subset="train2014"):
+    """Write entries in the official layout, as plain JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    questions, annotations = [list(column) for column in zip(*entries, strict=True)]
+    names = [name.replace("train2014", subset) for name in (QUESTIONS, ANNOTATIONS)]
+    (folder / names[0]).write_text(json.dumps({"data_subtype": subset, "questions": questions}), encoding="utf-8")
+    (folder / names[1]).write_text(json.dumps({"data_subtype": subset, "annotations": annotations}), encoding="utf-8")
+    return folder
+
+
+def many_entries(num_images=120, per_image=2):
+    """Enough pictures that no split is empty, all rows kept by default."""
+    return [entry(10 * image + i, answers=(f"kite number {image}",) * 10, question=f"Which kite, {i}?")
+            for image in range(num_images) for i in range(per_image)]
+
+
+def build(capsys, monkeypatch, *flags, status=None):
+    """Run the script in this process as the command line would; returns what it printed, or its error line."""
+    monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
+    capsys.readouterr()
+    if status is None:
+        settings.run(mini_vqa_v2.main, Config)
+        return capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        settings.run(mini_vqa_v2.main, Config)
+    assert stopped.value.code == status
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. Writes to tmp_path / "out"."""
+    def call(*flags, status=None):
+        return build(capsys, monkeypatch, "--output-dir", tmp_path / "out", "--workers", 4, *flags, status=status)
+    return call
+
+
+def start_script(*flags, code=None, **environment):
+    """The real script (or `code`) in a process group of its own; -> Popen with texts for output."""
+    env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **NO_PROXY, **environment}
+    script = [ROOT / "mini_vqa_v2.py"] if code is None else ["-c", code]
+    return subprocess.Popen([sys.executable, *script, *map(str, flags)], cwd=ROOT, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def read_rows(folder):
+    with open(folder / "metadata.csv", encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def repack(folder, target, kind):
+    """The official files of `folder` in another form: "json", "gz", "zip" or "bom"."""
+    target.mkdir()
+    for name in (QUESTIONS, ANNOTATIONS):
+        content = (folder / name).read_bytes()
+        if kind == "gz":
+            (target / f"{name}.gz").write_bytes(gzip.compress(content))
+        elif kind == "zip":
+            with zipfile.ZipFile(target / ZIPS[name], "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(name, content)
+        else:
+            (target / name).write_bytes({"json": b"", "bom": b"\xef\xbb\xbf"}[kind] + content)
+    return target
+
+
+def serve_zips(folder):
+    """{path: bytes} of the two zips of an official folder under /vqa."""
+    packed = repack(folder, folder.parent / "packed", "zip")
+    return {f"/vqa/{path.name}": path.read_bytes() for path in packed.iterdir()}
