@@ -11,7 +11,7 @@ from vocab import UNK
 
 
 @torch.no_grad()
-def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=256, beam_size=1, image_index=None):
+def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=2048, beam_size=1, image_index=None):
     """Answers of all rows: texts, confidences (0..1) and the gate's shares of the picture (0..1, None without a gate).
 
     `image_index` (N,) shows the rows other pictures.
@@ -19,7 +19,7 @@ def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=256
     model.eval()
     parts = []
     for index in tqdm(torch.arange(len(dataset)).split(batch_size), "answering", unit=" batches", leave=False, delay=1):
-        batch = dataset.batch(index, None if image_index is None else image_index[index])
+        batch = dataset.batch(index, image_index)
         with precision.autocast():
             parts.append(model.generate(batch, answer_max_len, beam_size))
     # brought to the host once, at the end: a look at every batch would stall the device

@@ -10,17 +10,26 @@ from model import VQAModel
 from vocab import Vocab
 
 FORMAT = "generative-vqa checkpoint 1"
-SIZES = ("hidden_size", "num_layers", "dropout", "question_max_len", "answer_max_len", "inputs", "fusion", "image_pooling")
+# what stage 1 fixes for every later script: the checkpoint's "sizes"
+FIXED = ("hidden_size", "num_layers", "dropout", "question_max_len", "answer_max_len", "inputs", "fusion", "image_pooling",
+         "answer_sampling", "picture_decoder")
 KEYS = ("format", "stage", "weights", "vocab", "sizes", "encoders", "cut", "settings", "epoch", "val_loss")
 
 
 def save_checkpoint(path, content):
-    """Write a dict of tensors and plain Python. Through a buffer, so that equal content gives equal bytes
-    whatever the file's name is."""
+    """Write a dict of tensors and plain Python, whole or not at all.
+
+    Through a buffer, so that equal content gives equal bytes whatever the file's name is. Raises OSError that says so
+    where the disk is full.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error}); what stood there before is intact: make room "
+                      "and run the same command with --resume") from error
 
 
 def read_checkpoint(path, keys=KEYS):
@@ -36,7 +45,7 @@ def read_checkpoint(path, keys=KEYS):
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")
-    lost = [name for name in SIZES if name not in content.get("sizes", SIZES)]
+    lost = [name for name in FIXED if name not in content.get("sizes", FIXED)]
     if lost or "decoder.embedding.weight" not in content.get("weights", {"decoder.embedding.weight": None}):
         raise ValueError(f"{path} is not a whole checkpoint of this program: it lacks {', '.join(lost) or 'the decoder'}")
     if content["format"] != FORMAT:

@@ -7,11 +7,12 @@ import hashlib
 import json
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
 
@@ -71,13 +72,14 @@ def load_image_encoder(clip_model, clip_pretrained):
     weights, preprocess = clip_weights(clip_model, clip_pretrained)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip reports its steps on the root logger
     try:
-        model = open_clip.create_model(clip_model, pretrained=weights, require_pretrained=True,
-                                       force_preprocess_cfg=preprocess)
+        with torch.device("meta"):  # shapes only: neither the text tower nor random weights cost time or memory
+            visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess,
+                                            device="meta").visual.eval()
+        # strict: a weight that is missing or has another shape is an error; assign: no copy
+        visual.load_state_dict(visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"--clip-model {clip_model} with weights {weights or 'of its folder'} cannot be loaded: "
-                         f"{reason}") from error
-    visual = model.visual.eval()
+        raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
     if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
         raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
     *resize, _, normalize = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False).transforms
@@ -86,16 +88,31 @@ def load_image_encoder(clip_model, clip_pretrained):
                         fingerprint(visual, f"{heads} heads, {visual.pool_type} pooling, {visual.final_ln_after_pool}"))
 
 
+def visual_weights(path):
+    """{name: float32 tensor} of the picture tower in a weights file; of a safetensors file nothing else is read."""
+    if str(path).endswith(".safetensors"):
+        with safe_open(path, "pt") as stream:
+            weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
+    else:
+        from open_clip.factory import load_state_dict
+        weights = load_state_dict(str(path), weights_only=True)
+    found = {name.removeprefix("visual."): tensor.float() for name, tensor in weights.items() if name.startswith("visual.")}
+    if not found:
+        raise KeyError("it holds no picture tower of open_clip")
+    return found
+
+
 def clip_weights(clip_model, clip_pretrained):
-    """The weights file to pass to open_clip (None for a local folder) and the picture preprocessing of its tag."""
+    """The weights file and the picture preprocessing that its tag brings."""
     import open_clip
     if clip_model.startswith("local-dir:"):
         folder = Path(clip_model.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(f"--clip-model {clip_model}: no open_clip_config.json in {folder}")
-        if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pth")):
+        found = [path for suffix in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{suffix}"))]
+        if not found:
             raise FileNotFoundError(f"--clip-model {clip_model}: no weights file in {folder} (open_clip_model.safetensors)")
-        return None, {}
+        return found[0], {}
     config = open_clip.get_model_config(clip_model)
     if config is None:
         raise ValueError(f"--clip-model {clip_model} is not a model of open_clip; the default is ViT-B-32-quickgelu, "
@@ -191,8 +208,11 @@ def load_question_encoder(gpt2_model):
 
 def fingerprint(module, description):
     """32 hex digits that change with any weight, any shape, any layer type and the description."""
-    digest = hashlib.blake2b(json.dumps([repr(module), description]).encode(), digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    def digest(item):
+        name, tensor = item
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return f"{name} {tuple(tensor.shape)} {tensor.dtype} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run: 350 MB take a moment, not a second
+        tensors = list(pool.map(digest, sorted(module.state_dict().items())))
+    return hashlib.blake2b(json.dumps([repr(module), description, tensors]).encode(), digest_size=16).hexdigest()

@@ -15,8 +15,9 @@ import settings
 import train
 from checkpoint import read_checkpoint, restore_model
 from device import Precision
-from features import build_store, decode_pictures
-from preprocess import VQADataset, data_folder, data_hashes, read_rows, report_answers, rows_of_split
+from pixels import decode_pictures
+from preprocess import data_hashes
+from rows import data_folder, read_rows, rows_of_split
 from run_folder import only_run_in
 
 
@@ -59,7 +60,7 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
     workers: int = train.Config.workers
-    """threads that decode pictures"""
+    """processes that decode pictures; 0 = one per core"""
     seed: int = 42
     """of order and dropout"""
     resume: bool = False
@@ -108,14 +109,9 @@ def main(cfg):
     model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
     model.to(precision.device)
 
-    pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
-    rows = rows[rows["image_path"].isin(pixels.paths)]
-    train_rows, val_rows = rows_of_split(rows, "train"), rows_of_split(rows, "val")
-    for split_rows in (train_rows, val_rows):
-        report_answers(split_rows, vocab, sizes["answer_max_len"])
-    store = build_store(model, encoders, pixels, rows["question"], sizes["question_max_len"], cfg.cache_dir, precision)
-    train_set, val_set = (VQADataset(part, vocab, sizes["answer_max_len"], store) for part in (train_rows, val_rows))
-
+    pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+                             sizes["picture_decoder"])
+    train_set, val_set = train.make_datasets(model, encoders, pixels, pixels.readable(rows), vocab, sizes, cfg, precision)
     identity = {"stage": "fine tuning", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
                 "data": data_hashes(train_set, val_set),
                 "encoders": checkpoint["encoders"],

@@ -1,135 +1,12 @@
-"""Rows of questions and answers, and the dataset whose batches feed the model.
+"""The dataset whose batches feed the model: rows of one split as index selections into stored states.
 
-Reads metadata.csv (which decides) and qa_pairs.json (which adds all human answers); a CSV of your own
-needs only the columns image_path, question, answer.
+What stands in the rows is read in rows.py, what the frozen blocks say of them in features.py.
 """
 import hashlib
-import json
-from pathlib import Path, PurePosixPath
 
-import pandas as pd
 import torch
 
 from vocab import PAD, tokenize
-
-SPLITS = ("train", "val", "test")
-SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
-SPLIT_KEY = "generative-vqa-split"  # constant, so that train.py and test.py always agree
-OPTIONAL_COLUMNS = ("question_type", "answer_type")
-
-
-def read_rows(data_dir, need_answers=True):
-    """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
-
-    Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type and
-    `answers` (list of all human answers; [answer] where no qa_pairs.json adds them; empty lists unless
-    `need_answers`). Rows without a question or a needed answer are dropped and counted. Raises
-    FileNotFoundError or ValueError with a line that says what to do.
-    """
-    csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
-    if not csv_path.is_file():
-        raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
-                                "folder or CSV with --data-dir")
-    rows = read_csv(csv_path, need_answers)
-    check_image_paths(rows, csv_path)
-    needed = ("question", "answer") if need_answers else ("question",)
-    empty = (rows[list(needed)].apply(lambda column: column.str.strip()) == "").any(axis=1)
-    if empty.any():
-        print(f"{csv_path}: {empty.sum()} rows without {' or '.join(needed)} are left out")
-        rows = rows[~empty].reset_index(drop=True)
-    if rows.empty:
-        raise ValueError(f"{csv_path} has no row with {' and '.join(needed)}")
-    if need_answers:
-        rows["answers"] = human_answers(rows, csv_path.with_name("qa_pairs.json"))
-    else:
-        rows["answer"], rows["answers"] = "", [[] for _ in range(len(rows))]
-    return rows
-
-
-def is_csv(data_dir):
-    return Path(data_dir).suffix.lower() == ".csv"
-
-
-def data_folder(data_dir):
-    """The folder that image_path is relative to: `data_dir`, or the folder of the CSV that it names."""
-    return Path(data_dir).parent if is_csv(data_dir) else Path(data_dir)
-
-
-def read_csv(csv_path, need_answers=True):
-    """The CSV with every cell as the text it is ('n/a' and 'None' are answers), optional columns filled in."""
-    try:
-        rows = pd.read_csv(csv_path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # pandas' parser errors and a wrong encoding are ValueErrors
-        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: {error}") from error
-    needed = ("image_path", "question", "answer") if need_answers else ("image_path", "question")
-    missing = [column for column in needed if column not in rows.columns]
-    if missing:
-        raise ValueError(f"{csv_path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-                         f"it has {', '.join(map(str, rows.columns))}")
-    if "image_id" not in rows:
-        rows["image_id"] = rows["image_path"]
-    if "question_id" not in rows:
-        rows["question_id"] = [str(number) for number in range(len(rows))]
-    if "split" not in rows:
-        rows["split"] = [split_of(path) for path in rows["image_path"]]
-    for column in OPTIONAL_COLUMNS:
-        if column not in rows:
-            rows[column] = ""
-    unknown = rows.loc[~rows["split"].isin(SPLITS), "split"]
-    if len(unknown):
-        raise ValueError(f"{csv_path}: the split {unknown.iloc[0]!r} is none of {', '.join(SPLITS)} ({len(unknown)} rows)")
-    twice = rows.loc[rows["question_id"].duplicated(), "question_id"]
-    if len(twice):
-        raise ValueError(f"{csv_path}: question_id {twice.iloc[0]!r} occurs twice ({len(twice)} such rows)")
-    return rows
-
-
-def split_of(image_path):
-    """The split of a picture in a CSV without a split column: a hash of its path, the same in every script."""
-    digest = hashlib.sha256(f"{SPLIT_KEY}:{image_path}".encode()).digest()
-    draw = int.from_bytes(digest[:8], "big") / 2 ** 64
-    train, val, _ = SPLIT_SHARES
-    return "train" if draw < train else "val" if draw < train + val else "test"
-
-
-def check_image_paths(rows, csv_path):
-    """Raise ValueError for a path that leaves the data folder."""
-    for path in rows["image_path"].unique():
-        posix = PurePosixPath(path.replace("\\", "/"))
-        if not path or posix.is_absolute() or ".." in posix.parts:
-            raise ValueError(f"{csv_path}: image_path {path!r} does not lie inside the folder of the CSV")
-
-
-def human_answers(rows, json_path):
-    """All human answers of each row from qa_pairs.json; [answer] for rows it does not hold or where there is none.
-
-    Raises ValueError where the JSON disagrees with the CSV: then one of them is from another run.
-    """
-    if not json_path.is_file():
-        return [[answer] for answer in rows["answer"]]
-    try:
-        pairs = {str(pair["question_id"]): pair for pair in json.loads(json_path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes ({error}); build it again or remove it") from error
-    answers = []
-    for row in rows[["question_id", "question", "answer", "image_path"]].to_dict("records"):
-        pair = pairs.get(row["question_id"], row)
-        for field, value in row.items():
-            if str(pair.get(field)) != value:
-                raise ValueError(f"question {row['question_id']}: {field} is {value!r} in the CSV and {pair.get(field)!r} in "
-                                 f"{json_path}; build both again with `python mini_vqa_v2.py`, or remove the JSON")
-        answers.append([str(answer) for answer in pair.get("answers") or [row["answer"]]])
-    return answers
-
-
-def rows_of_split(rows, split):
-    """The rows of one split, in order. Raises ValueError where there is none."""
-    chosen = rows[rows["split"] == split].reset_index(drop=True)
-    if chosen.empty:
-        counts = ", ".join(f"{name} {count}" for name, count in rows["split"].value_counts().sort_index().items())
-        raise ValueError(f"no rows in the split {split!r} (rows: {counts}); add "
-                         "pictures, or set the 'split' column by hand")
-    return chosen
 
 
 def report_answers(rows, vocab, answer_max_len):
@@ -142,22 +19,50 @@ def report_answers(rows, vocab, answer_max_len):
           f"{unknown} of {total} words unknown ({unknown / total:.1%})")
 
 
+def human_choices(rows):
+    """For each row the human answers that training may draw: those with as many words as the shortest label has.
+
+    Rows whose humans all wrote less, or are unknown, keep their label. Lists of str, repeats kept: an answer that
+    many gave is drawn often.
+    """
+    fewest = min(len(label.split()) for label in rows["answer"])
+    long_enough = ([text for text in humans if len(text.split()) >= fewest] for humans in rows["answers"])
+    return [texts or [label] for texts, label in zip(long_enough, rows["answer"], strict=True)]
+
+
+def training_answers(rows, answer_sampling):
+    """All texts that training may show (list of str), from which the vocabulary is built."""
+    return [text for texts in human_choices(rows) for text in texts] if answer_sampling == "humans" else list(rows["answer"])
+
+
 class VQADataset:
     """Rows of one split as tensors; a batch is an index selection, with no work per row.
 
-    `answer_ids` (N, A + 1) start with <start> and end with <end>, then <pad>.
+    Each distinct answer is encoded once: `answer_ids` (answers, A + 1) start with <start> and end with <end>, then
+    <pad>; `answer_index` (N,) says which one is the label of a row, as `image_index` and `question_index` say which
+    picture and question it has.
     """
 
-    def __init__(self, rows, vocab, answer_max_len, store):
-        """`store`: the FeatureStore with the states of all pictures and questions of `rows`."""
+    def __init__(self, rows, vocab, answer_max_len, store, answer_sampling="majority"):
+        """`store`: the FeatureStore with the states of all pictures and questions of `rows`. `answer_sampling`:
+        "humans" lets `drawn_answers` draw from all human answers, "majority" gives the labels."""
         self.rows, self.store = rows, store
         self.image_index = torch.tensor([store.image_row[path] for path in rows["image_path"]])
         self.question_index = torch.tensor([store.question_row[question] for question in rows["question"]])
-        encoded = [vocab.encode(answer, answer_max_len) for answer in rows["answer"]]
+        choices = human_choices(rows) if answer_sampling == "humans" else None
+        texts = sorted(set(rows["answer"]).union(*(choices or [])))
+        number = {text: index for index, text in enumerate(texts)}
+        self.answer_index = torch.tensor([number[text] for text in rows["answer"]])
+        self.choices = None
+        if choices:
+            counts = torch.tensor([len(own) for own in choices])
+            self.choices = (torch.tensor([number[text] for own in choices for text in own]), counts.cumsum(0) - counts, counts)
+        encoded = [vocab.encode(text, answer_max_len) for text in texts]
         self.answer_lengths = torch.tensor([len(ids) for ids in encoded])
-        self.answer_ids = torch.full((len(encoded), answer_max_len + 1), PAD)
+        answer_ids = torch.full((len(encoded), int(self.answer_lengths.max())), PAD)
         for row, ids in enumerate(encoded):
-            self.answer_ids[row, :len(ids)] = torch.tensor(ids)
+            answer_ids[row, :len(ids)] = torch.tensor(ids)
+        self.answer_ids = answer_ids.to(store.device)
 
     def __len__(self):
         return len(self.rows)
@@ -170,31 +75,42 @@ class VQADataset:
         place = torch.randperm(int(self.image_index.max()) + 1, generator=generator)
         return (place[self.image_index] + torch.rand(len(self), generator=generator, dtype=torch.float64)).argsort()
 
-    def batch(self, index, image_index=None):
+    def drawn_answers(self, generator):
+        """For each row (N,) which answer an epoch teaches: its label, or one of its humans' answers at random."""
+        if self.choices is None:
+            return self.answer_index
+        flat, start, counts = self.choices
+        draw = torch.rand(len(self), generator=generator, dtype=torch.float64)
+        return flat[start + (draw * counts).long()]
+
+    def batch(self, index, image_index=None, answer_index=None):
         """The rows `index` (B,) as a dict of tensors on the store's device, lengths trimmed to the longest of them.
 
         Each distinct picture and question of the batch is there once; `image_row` and `question_row` (B,)
-        say which one a row has. `image_index` (B,) gives the rows other pictures, for the wrong-picture control.
+        say which one a row has. `image_index` (N,) gives the rows other pictures, `answer_index` (N,) other answers.
         """
         store = self.store
-        pictures = self.image_index[index] if image_index is None else image_index
+        pictures = (self.image_index if image_index is None else image_index)[index]
+        answers = (self.answer_index if answer_index is None else answer_index)[index]
         pictures, image_row = pictures.unique(return_inverse=True)
         questions, question_row = self.question_index[index].unique(return_inverse=True)
         lengths = store.question_lengths[questions]
-        question_length, answer_length = int(lengths.max()), int(self.answer_lengths[index].max())
+        question_length, answer_length = int(lengths.max()), int(self.answer_lengths[answers].max())
         states = store.select(store.question_states, questions)
         mask = torch.arange(question_length) < lengths.unsqueeze(1)      # (distinct questions, Q)
-        batch = {"image_row": image_row, "question_row": question_row, "attention_mask": mask,
-                 "answer_ids": self.answer_ids[index, :answer_length]}
-        return {"image_states": store.select(store.image_states, pictures),
+        # small tensors from the host: no look at the device, so nothing waits
+        image_row, question_row, mask, answers = (
+            tensor.to(store.device, non_blocking=True) for tensor in (image_row, question_row, mask, answers))
+        return {"image_states": store.select(store.image_states, pictures), "image_row": image_row,
                 "question_states": states[:, :question_length] if states.dim() == 3 else states,
-                **{name: tensor.to(store.device) for name, tensor in batch.items()}}
+                "question_row": question_row, "attention_mask": mask,
+                "answer_ids": self.answer_ids[answers, :answer_length]}
 
-    def batches(self, batch_size, order=None):
+    def batches(self, batch_size, order=None, answer_index=None):
         """Yield the batches of `order` (all rows in their order by default), the last one as long as it is."""
         order = torch.arange(len(self)) if order is None else order
         for index in order.split(batch_size):
-            yield self.batch(index)
+            yield self.batch(index, answer_index=answer_index)
 
 
 def data_hashes(train_set, val_set):

@@ -20,9 +20,11 @@ import settings
 from answering import answer_picture, answer_rows, exchanged_pictures, picture_row, spelled_labels
 from checkpoint import read_checkpoint, restore_model
 from device import Precision
-from features import build_store, decode_pictures
+from features import build_store
 from files import whole_file, write_json
-from preprocess import SPLITS, VQADataset, data_folder, read_rows, rows_of_split
+from pixels import decode_pictures
+from preprocess import VQADataset
+from rows import SPLITS, data_folder, read_rows, rows_of_split
 
 
 @dataclass
@@ -43,8 +45,8 @@ class Config:
     """sample pictures with question, answers and prediction, drawn with the seed"""
     beam_size: int = 1
     """1 = greedy; more = beam search, ranked by mean log probability"""
-    batch_size: int = 256
-    """questions answered at once"""
+    batch_size: int = 2048
+    """questions answered at once; an answer does not depend on it"""
     question_only_checkpoint: str = "output/question_only/vqa_checkpoint.pt"
     """a model trained with --inputs question; a further floor where the file is there"""
     image: str | None = None
@@ -61,8 +63,8 @@ class Config:
     """stored outputs of the frozen blocks"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
-    workers: int = 8
-    """threads that decode pictures"""
+    workers: int = 0
+    """processes that decode pictures; 0 = one per core"""
     seed: int = 42
     """of the sample and of the wrong-picture control"""
 
@@ -72,8 +74,9 @@ COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "predi
 
 
 def check_settings(cfg):
-    for name in ("beam_size", "batch_size", "workers"):
+    for name in ("beam_size", "batch_size"):
         settings.check_range(cfg, name, low=1)
+    settings.check_range(cfg, "workers", low=0, high=256)
     settings.check_range(cfg, "num_pictures", low=0)
     if cfg.split not in SPLITS:
         raise ValueError(f"--split {cfg.split} is none of {', '.join(SPLITS)}")
@@ -87,9 +90,10 @@ def load_model(path, rows, folder, cfg, precision):
     """(model, vocab, sizes, function that makes a dataset of rows, rows with a readable picture) of a checkpoint."""
     checkpoint, encoders, vocab, model = restore_model(path)
     model.to(precision.device)
-    pixels = decode_pictures(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
-    rows = rows[rows["image_path"].isin(pixels.paths)]
     sizes = checkpoint["sizes"]
+    pixels = decode_pictures(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+                             sizes["picture_decoder"])
+    rows = pixels.readable(rows)
     store = build_store(model, encoders, pixels, rows["question"], sizes["question_max_len"], cfg.cache_dir, precision)
     return model, vocab, sizes, lambda part: VQADataset(part, vocab, sizes["answer_max_len"], store), rows
 

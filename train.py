@@ -15,15 +15,18 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import ranks
 import settings
 from answering import answer_rows
-from checkpoint import SIZES, build_model
+from checkpoint import FIXED, build_model
 from device import Precision
 from encoders import load_encoders
-from features import build_store, decode_pictures
-from files import write_json
-from preprocess import VQADataset, data_folder, data_hashes, read_rows, report_answers, rows_of_split
-from run_folder import load_last, only_run_in, save_epoch, watched_rows, write_log, write_samples
+from features import build_store
+from optimizer import group_rates, make_optimizer, schedule, set_rates
+from pixels import decode_pictures
+from preprocess import VQADataset, data_hashes, report_answers, training_answers
+from rows import data_folder, read_rows, rows_of_split
+from run_folder import RunFolder, StopSignal, only_run_in, restore_random_state, watched_rows
 from vocab import PAD, Vocab
 
 
@@ -57,6 +60,10 @@ class Config:
     """how picture and question are joined"""
     image_pooling: Literal["pooled", "attention"] = "pooled"
     """CLIP's pooled feature alone, or with attention of the question over the picture's tokens"""
+    answer_sampling: Literal["majority", "humans"] = "majority"
+    """teach the majority answer, or in each epoch one of the humans' answers that have as many words as a label"""
+    picture_decoder: Literal["pillow", "fast"] = "pillow"
+    """pillow is CLIP's own transform; fast reads twice as many pictures a second, its features differ slightly"""
     epochs: int = 30
     """at most; early stopping may end sooner"""
     batch_size: int = 128
@@ -79,21 +86,22 @@ class Config:
     """stored outputs of the frozen encoders"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
-    workers: int = 8
-    """threads that decode pictures"""
+    workers: int = 0
+    """processes that decode pictures; 0 = one per core"""
     seed: int = 42
     """of weights, order and dropout"""
     resume: bool = False
     """continue the interrupted run in output_dir"""
 
 
-LOSS_CHECK_STEPS = 50  # between looks at whether the loss is still finite: a look waits for the device
+LOOK_STEPS = 50  # between looks at the loss: a look waits for the device
 
 
 def check_loop_settings(cfg):
     """The ranges of the settings that both stages share."""
-    for name in ("epochs", "batch_size", "patience", "workers"):
+    for name in ("epochs", "batch_size", "patience"):
         settings.check_range(cfg, name, low=1)
+    settings.check_range(cfg, "workers", low=0, high=256)
     for name in ("learning_rate", "max_grad_norm"):
         settings.check_range(cfg, name, low=0, low_open=True, high=1e6)
     settings.check_range(cfg, "weight_decay", low=0, high=10)
@@ -129,13 +137,13 @@ def answer_loss(model, batch, label_smoothing=0.0):
 def evaluate(model, dataset, batch_size, precision, order=None):
     """Mean loss in nats per answer word (the end counts as one), in eval mode, without smoothing."""
     model.eval()
-    total, words = torch.zeros((), device=precision.device), torch.zeros((), device=precision.device)
-    for batch in dataset.batches(batch_size, order):
+    order = torch.arange(len(dataset)) if order is None else order
+    totals = torch.zeros(2, device=precision.device, dtype=torch.float64)  # nats, words
+    for index in order.split(batch_size)[ranks.rank()::ranks.world_size()]:
         with precision.autocast():
-            loss, count = answer_loss(model, batch)
-        total += loss
-        words += count
-    return (total / words).item()
+            totals += torch.stack(answer_loss(model, dataset.batch(index)))
+    nats, words = ranks.add_up(totals).tolist()
+    return nats / words
 
 
 def validation_scores(texts, labels):
@@ -157,116 +165,124 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
     the curves show on the same scale. Returns the log, a list of dicts, one per epoch, row 0 before
     training. Same seed, same machine: same weights and losses, interrupted and resumed or not (on CPU).
     """
-    output_dir, model = Path(cfg.output_dir), model.to(precision.device)
-    optimizer = make_optimizer(model, learning_rates, cfg.weight_decay, precision.device)
-    scaler = precision.scaler()
-    state = {"epoch": 0, "best": math.inf, "stale": 0, "finished": False, "log": [], "samples": {}}
+    model = model.to(precision.device)
+    optimizer = make_optimizer(model, learning_rates, cfg.weight_decay)
+    parallel, scaler, watched = ranks.parallel(model), precision.scaler(), watched_rows(val_set, cfg.seed)
+    run = RunFolder(cfg.output_dir, model, optimizer, scaler, identity, earlier_stages, val_set.rows.iloc[watched])
     # the training loss is measured like the validation loss: on as many rows, always the same ones
     probe = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
+    vocab, answer_max_len = Vocab(identity["vocab"]), identity["sizes"]["answer_max_len"]
 
-    vocab, watched = Vocab(identity["vocab"]), watched_rows(val_set, cfg.seed)
-
-    def close_epoch(started, samples_per_s, rates):
+    def close_epoch(epoch, started, samples_per_s, rates):
         losses = {name: evaluate(model, dataset, 2 * cfg.batch_size, precision, order)
                   for name, dataset, order in (("train_loss", train_set, probe), ("val_loss", val_set, None))}
-        texts, _, _ = answer_rows(model, vocab, val_set, identity["sizes"]["answer_max_len"], precision)
-        scores = validation_scores(texts, val_set.rows["answer"])
-        state["samples"][f"epoch {state['epoch']}"] = [texts[row] for row in watched]
-        state["log"].append({"epoch": state["epoch"], **losses, **scores, **rates,
-                             "seconds": round(time.time() - started, 2), "samples_per_s": round(samples_per_s, 1)})
-        require_finite(losses["val_loss"], state["epoch"], rates, output_dir)
-        state["stale"] = 0 if losses["val_loss"] < state["best"] else state["stale"] + 1
-        state["best"] = min(state["best"], losses["val_loss"])
-        state["finished"] = state["epoch"] >= cfg.epochs or state["stale"] >= cfg.patience
-        save_epoch(model, optimizer, scaler, state, identity, output_dir, earlier_stages)
-        write_samples(val_set.rows.iloc[watched], state["samples"], output_dir)
+        require_finite(losses["val_loss"], epoch, "after its last step", rates, cfg.output_dir)
+        texts = answer_rows(model, vocab, val_set, answer_max_len, precision)[0]
+        row = {"epoch": epoch, **losses, **validation_scores(texts, val_set.rows["answer"]), **rates,
+               "overflows": run.overflows(epoch * math.ceil(len(train_set) / cfg.batch_size)),
+               "seconds": round(time.time() - started, 2), "samples_per_s": round(samples_per_s, 1)}
+        run.close_epoch(row, [texts[number] for number in watched], cfg.epochs, cfg.patience)
 
     if cfg.resume:
-        load_last(output_dir / "last.pt", model, optimizer, scaler, state, identity)
-        write_log(state["log"], identity["stage"], output_dir, earlier_stages)
-        write_samples(val_set.rows.iloc[watched], state["samples"], output_dir)
+        run.resume()
     else:
-        write_json(output_dir / "config.json", identity["settings"])
-        close_epoch(time.time(), 0.0, group_rates(optimizer))
-    try:
-        while not state["finished"]:
-            state["epoch"] += 1
-            started = time.time()
-            rates = train_epoch(model, train_set, optimizer, scaler, state["epoch"], cfg, precision)
-            close_epoch(started, len(train_set) / (time.time() - started), rates)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted in epoch {state['epoch']}; the epochs before it are saved, "
-                                "the same command with --resume continues") from None
-    best = min(state["log"], key=lambda row: row["val_loss"])
-    print(f"best epoch {best['epoch']} of {state['epoch']}: validation loss {best['val_loss']:.4f}, "
-          f"checkpoint {output_dir / 'vqa_checkpoint.pt'}")
-    return state["log"]
+        run.start()
+        close_epoch(0, time.time(), 0, group_rates(optimizer))
+    with StopSignal() as stop:
+        while not run.state["finished"]:
+            started, first_step = time.time(), run.state["step"]
+            rates = train_epoch(parallel, train_set, optimizer, scaler, run, cfg, precision, stop)
+            if rates is None:
+                run.save()
+                raise KeyboardInterrupt(f"stopped after step {run.state['step']} of epoch {run.state['epoch'] + 1}, which is "
+                                        "saved: the same command with --resume continues")
+            samples_per_s = (len(train_set) - first_step * cfg.batch_size) / (time.time() - started)
+            close_epoch(run.state["epoch"] + 1, started, samples_per_s, rates)
+    best = min(run.state["log"], key=lambda row: row["val_loss"])
+    print(f"best epoch {best['epoch']} of {run.state['epoch']}: validation loss {best['val_loss']:.4f}, "
+          f"checkpoint {run.folder / 'vqa_checkpoint.pt'}")
+    return run.state["log"]
 
 
-def train_epoch(model, dataset, optimizer, scaler, epoch, cfg, precision):
-    """One pass over the rows in an order drawn from (seed, epoch). Returns the mean learning rates."""
+def train_epoch(model, dataset, optimizer, scaler, run, cfg, precision, stop):
+    """One pass over the rows in an order drawn from (seed, epoch), from the step on that `run.state` holds.
+
+    `model` is run.model, or what averages its gradients over several processes. Returns the mean learning rates, or
+    None where `stop` was signalled: the state then holds the steps done.
+    """
+    state, epoch = run.state, run.state["epoch"] + 1
+    draw = generator(cfg.seed, epoch)
+    order, answer_index = dataset.epoch_order(draw, by_picture=run.model.clip_layers > 0), dataset.drawn_answers(draw)
+    steps = math.ceil(len(dataset) / cfg.batch_size)
+    factors = [schedule((epoch - 1) * steps + step, cfg.epochs * steps, math.ceil(cfg.warmup_fraction * cfg.epochs * steps))
+               for step in range(steps)]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     model.train()
     # every epoch starts from its own seed, so a resumed run draws the same dropout as an uninterrupted one
-    torch.manual_seed(cfg.seed * 100_003 + epoch)
-    order = dataset.epoch_order(generator(cfg.seed, epoch), by_picture=model.clip_layers > 0)
-    steps = math.ceil(len(dataset) / cfg.batch_size)
-    total_steps, warmup_steps = cfg.epochs * steps, math.ceil(cfg.warmup_fraction * cfg.epochs * steps)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    loss_sum, word_sum = (torch.zeros((), device=precision.device) for _ in range(2))
-    scale_sum = 0.0
-    with tqdm(total=len(dataset), desc=f"epoch {epoch}", unit=" samples", mininterval=0.5) as bar:
-        for step, batch in enumerate(dataset.batches(cfg.batch_size, order)):
-            scale = schedule((epoch - 1) * steps + step, total_steps, warmup_steps)
-            scale_sum += scale
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * scale
+    torch.manual_seed((cfg.seed * 100_003 + epoch) * ranks.world_size() + ranks.rank())
+    if state["random"]:
+        restore_random_state(state["random"][ranks.rank()], run.model)
+    watch = LossWatch(precision.device)
+    with tqdm(total=len(dataset), initial=state["step"] * cfg.batch_size, desc=f"epoch {epoch}", unit=" samples",
+              mininterval=0.5, disable=ranks.rank() > 0) as bar:
+        for step in range(state["step"], steps):
+            set_rates(optimizer, factors[step])
+            index = order[step * cfg.batch_size:(step + 1) * cfg.batch_size]
+            mine = ranks.part_of(index)
+            batch = dataset.batch(mine if len(mine) else index[:1], answer_index=answer_index)
             with precision.autocast():
                 loss, words = answer_loss(model, batch, cfg.label_smoothing)
-            scaler.scale(loss / words).backward()
+            if len(mine) == 0:  # fewer rows than processes: take part without a say
+                loss, words = loss * 0, words * 0
+            all_words = ranks.add_up(words.clone())
+            # the mean over the words of all processes, whose gradients are averaged
+            scaler.scale(loss * (ranks.world_size() / all_words)).backward()
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            loss_sum += loss.detach()
-            word_sum += words
-            if step % LOSS_CHECK_STEPS == 0 or step == steps - 1:
-                mean_loss = (loss_sum / word_sum).item()
-                require_finite(mean_loss, f"{epoch}, step {step}", group_rates(optimizer), Path(cfg.output_dir))
-                bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-            bar.update(len(batch["answer_ids"]))
-    return {name: peak * scale_sum / steps for name, peak in group_rates(optimizer, "peak").items()}
+            watch.add(step, loss, words)
+            bar.update(len(index))
+            state["step"] = step + 1
+            if state["step"] % LOOK_STEPS == 0 or state["step"] == steps or stop.noted:
+                watch.look(bar, epoch, group_rates(optimizer), cfg.output_dir)
+                run.require_few_overflows((epoch - 1) * steps + state["step"])
+                if state["step"] < steps and ranks.any_of(stop.noted):
+                    return None
+                if state["step"] < steps and run.due():
+                    run.save()
+    return {name: peak * sum(factors) / steps for name, peak in group_rates(optimizer, "peak").items()}
 
 
-def schedule(step, total_steps, warmup_steps):
-    """Factor 0..1 on the peak learning rate: linear warm-up, then a cosine to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+class LossWatch:
+    """Sums up the loss on the device and notes there the first step at which it was not finite; a look waits for it."""
+
+    def __init__(self, device):
+        self.totals = torch.zeros(2, device=device)  # nats, words
+        self.bad_step = torch.full((), -1, device=device)
+
+    def add(self, step, loss, words):
+        """Note one step's summed loss and its number of words; nothing waits."""
+        loss = loss.detach()
+        self.totals += torch.stack([loss, words.to(loss.dtype)])
+        self.bad_step = torch.where((self.bad_step < 0) & ~loss.isfinite(), step, self.bad_step)
+
+    def look(self, bar, epoch, rates, output_dir):
+        """Show the mean training loss since the epoch's start; ValueError where a step's was not finite."""
+        nats, words = self.totals.tolist()
+        bad_step = int(self.bad_step)
+        if bad_step >= 0:
+            require_finite(math.nan, epoch, f"at step {bad_step}", rates, output_dir)
+        bar.set_postfix(loss=f"{nats / words:.3f}", refresh=False)
 
 
-def make_optimizer(model, learning_rates, weight_decay, device):
-    """AdamW with one learning rate per origin of the weights; no decay on norms, biases and embeddings."""
-    groups = []
-    for name, parameters in model.parameter_groups().items():
-        matrices = [p for p in parameters if p.dim() >= 2 and p is not model.decoder.embedding.weight]
-        chosen = set(map(id, matrices))
-        rest = [p for p in parameters if id(p) not in chosen]
-        for part, decay in ((matrices, weight_decay), (rest, 0.0)):
-            groups.append({"params": part, "name": name, "peak": learning_rates[name], "lr": 0.0, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=0.0, fused=device.type == "cuda")
-
-
-def group_rates(optimizer, key="lr"):
-    return {f"learning_rate_{group['name']}": group[key] for group in optimizer.param_groups}
-
-
-def require_finite(loss, where, rates, output_dir):
+def require_finite(loss, epoch, where, rates, output_dir):
+    """Raise ValueError that names epoch, place, learning rates and the last good checkpoint unless `loss` is finite."""
     if not math.isfinite(loss):
         rates = ", ".join(f"{name} {value:.3g}" for name, value in rates.items())
-        raise ValueError(f"the loss became {loss} in epoch {where} ({rates}); the last good checkpoint is "
-                         f"{output_dir / 'vqa_checkpoint.pt'}; try a lower --learning-rate")
+        raise ValueError(f"the loss became {loss} in epoch {epoch}, {where} ({rates}); the last good checkpoint is "
+                         f"{Path(output_dir) / 'vqa_checkpoint.pt'}; try a lower --learning-rate")
 
 
 def generator(seed, epoch):
@@ -286,19 +302,16 @@ def main(cfg):
     if cfg.question_max_len > positions:
         raise ValueError(f"--question-max-len {cfg.question_max_len} is more than the {positions} positions of "
                          f"{cfg.gpt2_model}")
-    pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
-    rows = rows[rows["image_path"].isin(pixels.paths)]
-    train_rows, val_rows = rows_of_split(rows, "train"), rows_of_split(rows, "val")
-    vocab = Vocab.build(train_rows["answer"], cfg.min_word_freq)
+    pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+                             cfg.picture_decoder)
+    rows = pixels.readable(rows)
+    vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)
     print(f"vocabulary: {len(vocab)} words")
-    for split_rows in (train_rows, val_rows):
-        report_answers(split_rows, vocab, cfg.answer_max_len)
 
     torch.manual_seed(cfg.seed)
-    sizes = {name: getattr(cfg, name) for name in SIZES}
+    sizes = {name: getattr(cfg, name) for name in FIXED}
     model = build_model(encoders, len(vocab), sizes).to(precision.device)
-    store = build_store(model, encoders, pixels, rows["question"], cfg.question_max_len, cfg.cache_dir, precision)
-    train_set, val_set = (VQADataset(part, vocab, cfg.answer_max_len, store) for part in (train_rows, val_rows))
+    train_set, val_set = make_datasets(model, encoders, pixels, rows, vocab, sizes, cfg, precision)
     identity = {
         "stage": "feature extraction", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
         "data": data_hashes(train_set, val_set),
@@ -307,6 +320,18 @@ def main(cfg):
         "cut": {"clip_layers": 0, "gpt2_layers": 0}}
     with only_run_in(cfg.output_dir):
         fit(model, train_set, val_set, {"head": cfg.learning_rate}, cfg, precision, identity)
+
+
+def make_datasets(model, encoders, pixels, rows, vocab, sizes, cfg, precision):
+    """The training and the validation set of `rows` at the model's cut; prints what lengths and vocabulary cost."""
+    parts = [rows_of_split(rows, split) for split in ("train", "val")]
+    for part in parts:
+        report_answers(part, vocab, sizes["answer_max_len"])
+    # the test split's questions too, so that test.py finds them stored
+    store = build_store(model, encoders, pixels, rows["question"], sizes["question_max_len"], cfg.cache_dir, precision)
+    train_rows, val_rows = parts
+    return (VQADataset(train_rows, vocab, sizes["answer_max_len"], store, sizes["answer_sampling"]),
+            VQADataset(val_rows, vocab, sizes["answer_max_len"], store))
 
 
 if __name__ == "__main__":

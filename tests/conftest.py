@@ -58,9 +58,23 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture
 def pixels(encoders, data_dir, session_cache):
-    from features import decode_pictures
-    from preprocess import read_rows
+    from pixels import decode_pictures
+    from rows import read_rows
     return decode_pictures(data_dir, read_rows(data_dir)["image_path"], encoders.image, session_cache, 2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with twelve pictures of different sizes: images/00.png to images/11.png."""
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 255, (30 + number, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{number:02d}.png")
+    return tmp_path
 
 
 @pytest.fixture
@@ -85,7 +99,7 @@ def make_store(encoders, pixels, data_dir, session_cache):
     """make_store(model) -> FeatureStore of the small data set at the model's cut."""
     from device import Precision
     from features import build_store
-    from preprocess import read_rows
+    from rows import read_rows
 
     def make(model, cache_dir=session_cache):
         return build_store(model, encoders, pixels, read_rows(data_dir)["question"], 32, cache_dir, Precision("cpu"))

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from encoders import load_encoders
-from preprocess import VQADataset, read_rows
+from preprocess import VQADataset
+from rows import read_rows
 from train import answer_loss
 from vocab import END, PAD, START, UNK, Vocab
 

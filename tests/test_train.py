@@ -1,6 +1,8 @@
 """The one loop: what it minimises, what it leaves on disk, and that a resumed run equals an uninterrupted one."""
 import csv
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ import run_folder
 import train
 from checkpoint import read_checkpoint, restore_model, save_checkpoint
 from device import Precision
-from train import answer_loss, evaluate, make_optimizer, schedule
+from optimizer import make_optimizer, schedule
+from train import answer_loss, evaluate
 from vocab import END, PAD, START
 
 CPU = Precision("cpu")
@@ -43,9 +46,11 @@ class Answers:
     def __init__(self, answer_ids):
         self.answer_ids = answer_ids
 
-    def batches(self, batch_size, order=None):
-        for rows in self.answer_ids.split(batch_size):
-            yield {"answer_ids": rows}
+    def __len__(self):
+        return len(self.answer_ids)
+
+    def batch(self, index):
+        return {"answer_ids": self.answer_ids[index]}
 
 
 def test_the_validation_loss_does_not_depend_on_the_batch_size():
@@ -65,7 +70,7 @@ def test_warm_up_then_cosine():
 
 def test_one_learning_rate_per_origin_and_no_decay_on_norms_and_biases(make_model):
     model = make_model(clip_layers=1, gpt2_layers=1)
-    optimizer = make_optimizer(model, {"head": 1.0, "clip": 2.0, "gpt2": 3.0}, 0.1, torch.device("cpu"))
+    optimizer = make_optimizer(model, {"head": 1.0, "clip": 2.0, "gpt2": 3.0}, 0.1)
     grouped = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(grouped) == len(model.trainable_weights())
     for name, parameter in model.named_parameters():
@@ -76,7 +81,7 @@ def test_one_learning_rate_per_origin_and_no_decay_on_norms_and_biases(make_mode
             assert (group["weight_decay"] == 0) == (parameter.dim() < 2 or name == "decoder.embedding.weight")
 
 
-def test_the_clipped_norm_is_the_true_norm(monkeypatch, make_model, dataset, run_config):
+def test_the_clipped_norm_is_the_true_norm(monkeypatch, run_config):
     """Clipping before unscaling clips to 1/65536 of the norm that was meant."""
     norms = []
     true_clip = torch.nn.utils.clip_grad_norm_
@@ -94,22 +99,9 @@ def test_the_clipped_norm_is_the_true_norm(monkeypatch, make_model, dataset, run
             super().__init__("cpu", init_scale=65536.0)
 
     monkeypatch.setattr(Precision, "scaler", lambda self: Scaler())
-    model = make_model(dataset.vocab_size)
-    optimizer = make_optimizer(model, {"head": 1e-3}, 0.0, torch.device("cpu"))
-    train.train_epoch(model, dataset, optimizer, Scaler(), 1, run_config(max_grad_norm=0.01), CPU)
+    train.main(run_config(max_grad_norm=0.01, epochs=1))
     assert norms and all(before > 0.01 and after == pytest.approx(0.01, rel=1e-3) for before, after in norms)
     assert norms[0][0] < 100, "the norm was taken of scaled gradients"
-
-
-@pytest.fixture
-def dataset(make_model, make_store, data_dir):
-    from preprocess import VQADataset, read_rows, rows_of_split
-    from vocab import Vocab
-    rows = rows_of_split(read_rows(data_dir), "train")
-    vocab = Vocab.build(rows["answer"])
-    made = VQADataset(rows, vocab, 8, make_store(make_model()))
-    made.vocab_size = len(vocab)
-    return made
 
 
 @pytest.fixture
@@ -135,8 +127,8 @@ def test_training_learns_logs_and_keeps_the_best(run_config, tmp_path):
     train.main(run_config(epochs=12))
     log = read_log(tmp_path / "run")
     assert [row["epoch"] for row in log] == [str(epoch) for epoch in range(13)]
-    assert list(log[0]) == ["epoch", "train_loss", "val_loss", "val_bleu", "val_exact_match", "learning_rate_head", "seconds",
-                            "samples_per_s"]
+    assert list(log[0]) == ["epoch", "train_loss", "val_loss", "val_bleu", "val_exact_match", "learning_rate_head",
+                            "overflows", "seconds", "samples_per_s"]
     losses = [float(row["val_loss"]) for row in log]
     assert min(losses) < 0.6 * losses[0]
     checkpoint = read_checkpoint(tmp_path / "run" / "vqa_checkpoint.pt")
@@ -146,8 +138,10 @@ def test_training_learns_logs_and_keeps_the_best(run_config, tmp_path):
 
 
 def test_the_saved_model_is_the_one_that_was_measured(run_config, tmp_path):
-    from features import build_store, decode_pictures
-    from preprocess import VQADataset, read_rows, rows_of_split
+    from features import build_store
+    from pixels import decode_pictures
+    from preprocess import VQADataset
+    from rows import read_rows, rows_of_split
     cfg = run_config()
     train.main(cfg)
     checkpoint, encoders, vocab, model = restore_model(tmp_path / "run/vqa_checkpoint.pt")
@@ -171,18 +165,34 @@ class PulledPlug(Exception):
     pass
 
 
+@pytest.fixture
+def equal_runs(tmp_path):
+    """equal_runs(): the runs in `whole` and `cut` left the same log, but for timing, and the same weights to the bit."""
+    def check():
+        assert without_timing(read_log(tmp_path / "whole")) == without_timing(read_log(tmp_path / "cut"))
+        for name in ("vqa_checkpoint.pt", "last.pt"):
+            whole, cut = (read_checkpoint(tmp_path / run / name) for run in ("whole", "cut"))
+            assert whole["epoch"] == cut["epoch"] and whole["val_loss"] == cut["val_loss"]
+            assert all(torch.equal(whole["weights"][key], cut["weights"][key]) for key in whole["weights"])
+        assert (tmp_path / "whole/samples.csv").read_bytes() == (tmp_path / "cut/samples.csv").read_bytes()
+    return check
+
+
 @pytest.mark.parametrize("stop_at", ["in an epoch", "before last.pt"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stop_at, run_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("saving_share", [run_folder.SAVING_SHARE, 1e9], ids=["saving now and then", "saving every epoch"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(saving_share, stop_at, run_config, equal_runs, tmp_path,
+                                                               monkeypatch):
     train.main(run_config(output_dir=str(tmp_path / "whole")))
+    monkeypatch.setattr(run_folder, "SAVING_SHARE", saving_share)
     true_epoch, true_save = train.train_epoch, run_folder.save_checkpoint
 
-    def epoch_or_stop(model, dataset, optimizer, scaler, epoch, cfg, precision):
-        if epoch == 3 and stop_at == "in an epoch":
+    def epoch_or_stop(model, dataset, optimizer, scaler, run, cfg, precision, stop):
+        if run.state["epoch"] == 2 and stop_at == "in an epoch":
             raise PulledPlug
-        return true_epoch(model, dataset, optimizer, scaler, epoch, cfg, precision)
+        return true_epoch(model, dataset, optimizer, scaler, run, cfg, precision, stop)
 
     def save_or_stop(path, content):
-        if path.name == "last.pt" and content["epoch"] == 2 and stop_at == "before last.pt":
+        if path.name == "last.pt" and content["epoch"] >= 2 and stop_at == "before last.pt":
             raise PulledPlug
         true_save(path, content)
 
@@ -192,11 +202,74 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(stop_at, run_conf
         train.main(run_config(output_dir=str(tmp_path / "cut")))
     monkeypatch.undo()
     train.main(run_config(output_dir=str(tmp_path / "cut"), resume=True))
-    assert without_timing(read_log(tmp_path / "whole")) == without_timing(read_log(tmp_path / "cut"))
-    for name in ("vqa_checkpoint.pt", "last.pt"):
-        whole, cut = (read_checkpoint(tmp_path / run / name) for run in ("whole", "cut"))
-        assert whole["epoch"] == cut["epoch"]
-        assert all(torch.equal(whole["weights"][key], cut["weights"][key]) for key in whole["weights"])
+    equal_runs()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run_config, equal_runs, tmp_path, monkeypatch):
+    train.main(run_config(output_dir=str(tmp_path / "whole"), answer_sampling="humans"))
+    true_loss, steps = train.answer_loss, []
+
+    def interrupted_loss(model, batch, label_smoothing=0.0):
+        if model.training:
+            steps.append(1)
+            if len(steps) == 13:  # the fifth of the second epoch's eight
+                os.kill(os.getpid(), number)
+        return true_loss(model, batch, label_smoothing)
+
+    monkeypatch.setattr(train, "answer_loss", interrupted_loss)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 5 of epoch 2, which is saved: .* --resume"):
+        train.main(run_config(output_dir=str(tmp_path / "cut"), answer_sampling="humans"))
+    monkeypatch.undo()
+    assert len(steps) == 13 and signal.getsignal(number) != run_folder.StopSignal.note
+    train.main(run_config(output_dir=str(tmp_path / "cut"), answer_sampling="humans", resume=True))
+    equal_runs()
+
+
+def test_a_second_signal_stops_at_once(run_config, monkeypatch):
+    def impatient(*_):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "train_epoch", impatient)
+    with pytest.raises(KeyboardInterrupt, match="stopped at once"):
+        train.main(run_config())
+
+
+def test_overflows_are_counted_and_too_many_stop_the_run(run_config, tmp_path, monkeypatch):
+    """fp16's scale is found by overflowing: such a step changes nothing, and the log says how many there were."""
+    true_loss, steps = train.answer_loss, []
+
+    def overflowing_loss(model, batch, label_smoothing=0.0):
+        loss, words = true_loss(model, batch, label_smoothing)
+        steps.extend([1] * model.training)
+        if model.training and len(steps) in (1, 2, 6):
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss, words
+
+    monkeypatch.setattr(train, "answer_loss", overflowing_loss)
+    monkeypatch.setattr(Precision, "scaler", lambda self: torch.amp.GradScaler("cpu"))
+    train.main(run_config(epochs=2))
+    assert [row["overflows"] for row in read_log(tmp_path / "run")] == ["0", "3", "0"]
+    steps.clear()
+    monkeypatch.setattr(run_folder, "MAX_OVERFLOWS", 0)
+    with pytest.raises(ValueError, match="3 steps of epoch 1 overflowed in fp16"):
+        train.main(run_config(epochs=2))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(run_config, tmp_path, monkeypatch):
+    train.main(run_config(epochs=1))
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("vqa_checkpoint.pt", "last.pt")}
+
+    def full(path, data):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match=r"vqa_checkpoint.pt cannot be written \(No space left on device\); .* intact"):
+        train.main(run_config(epochs=2, learning_rate=1e-3, resume=False))
+    assert (tmp_path / "run/vqa_checkpoint.pt").read_bytes() == before["vqa_checkpoint.pt"]
+    assert not list((tmp_path / "run").glob(".*tmp*"))
 
 
 def test_resuming_with_other_settings_lists_them(run_config):
@@ -232,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path, monkeypat
         return (loss * math.nan if model.training else loss), words
 
     monkeypatch.setattr(train, "answer_loss", exploding)
-    with pytest.raises(ValueError, match=r"the loss became nan in epoch 1, step 0 \(learning_rate_head .*vqa_checkpoint.pt"):
+    with pytest.raises(ValueError, match=r"the loss became nan in epoch 1, at step 0 \(learning_rate_head .*vqa_checkpoint.pt"):
         train.main(run_config())
     assert read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")["epoch"] == 0
 

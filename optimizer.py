@@ -1,0 +1,45 @@
+"""AdamW with one learning rate per origin of the weights, warm-up and cosine."""
+import math
+
+import torch
+
+
+def make_optimizer(model, learning_rates, weight_decay):
+    """AdamW (Loshchilov and Hutter 2019) with one learning rate per origin of the weights.
+
+    `learning_rates`: {"head": peak, ...}, one for each group of `model.parameter_groups()`. No decay on norms, biases
+    and embeddings.
+    """
+    groups = []
+    for name, parameters in model.parameter_groups().items():
+        matrices = [p for p in parameters if p.dim() >= 2 and p is not model.decoder.embedding.weight]
+        chosen = set(map(id, matrices))
+        rest = [p for p in parameters if id(p) not in chosen]
+        for part, decay in ((matrices, weight_decay), (rest, 0.0)):
+            groups.append({"params": part, "name": name, "peak": learning_rates[name], "lr": 0.0, "weight_decay": decay})
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def schedule(step, total_steps, warmup_steps):
+    """Factor 0..1 on the peak learning rate: linear warm-up, then a cosine to 0 (Loshchilov and Hutter 2017)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_rates(optimizer, factor):
+    """Set every group's learning rate to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def group_rates(optimizer, key="lr"):
+    """{"learning_rate_head": value, ...}: what the groups hold under `key`, "lr" or "peak"."""
+    return {f"learning_rate_{group['name']}": group[key] for group in optimizer.param_groups}
+
+
+def steps_taken(optimizer):
+    """How many steps changed the weights: a step whose fp16 gradients overflowed does not count."""
+    state = next((state for state in optimizer.state.values() if "step" in state), None)
+    return int(state["step"]) if state else 0
