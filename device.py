@@ -1,4 +1,6 @@
 """Where to compute, and how precisely."""
+import os
+
 import torch
 
 AMP_MODES = ("auto", "bf16", "fp16", "off")
@@ -12,6 +14,8 @@ class Precision:
         if amp not in AMP_MODES:
             raise ValueError(f"--amp {amp} is none of {', '.join(AMP_MODES)}")
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if name == "cuda":  # of several processes on one machine each takes its own card
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         try:
             self.device = torch.device(name)
         except RuntimeError as error:
@@ -21,11 +25,13 @@ class Precision:
         if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
         on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.set_device(self.device)
         if amp == "fp16" and not on_cuda:
             raise ValueError("--amp fp16 needs a CUDA device; on CPU use --amp off or --amp bf16")
         if amp == "auto" and on_cuda:
-            with torch.cuda.device(self.device):  # emulated bf16 is slower than fp16
-                amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            # emulated bf16 is slower than fp16
+            amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         elif amp == "auto":
             amp = "off"
         self.amp = amp

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+import ranks
 import settings
 import train
 from checkpoint import read_checkpoint, restore_model
@@ -55,6 +56,10 @@ class Config:
     """epochs without a better validation loss before training stops"""
     amp: str = "auto"
     """auto, bf16, fp16, off; auto is off on CPU"""
+    capture: bool = False
+    """replay the training step as a CUDA graph: pays where a step is short; not with fp16 or several processes"""
+    compile: bool = False
+    """compile the encoders' blocks (torch.compile): takes a minute, pays on long runs"""
     cache_dir: str = train.Config.cache_dir
     """stored outputs of the frozen blocks"""
     device: str = "auto"
@@ -99,6 +104,7 @@ def main(cfg):
     check_settings(cfg)
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
+    ranks.join(precision.device)
     checkpoint, earlier_stages = read_stage_one(cfg.checkpoint)
     rows = read_rows(cfg.data_dir)
     for split in ("train", "val"):
@@ -108,6 +114,8 @@ def main(cfg):
     torch.manual_seed(cfg.seed)
     model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
     model.to(precision.device)
+    if cfg.compile:
+        model.compile_blocks()
 
     pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
                              sizes["picture_decoder"])

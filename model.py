@@ -89,6 +89,11 @@ class VQAModel(nn.Module):
         return (list(image_blocks[len(image_blocks) - self.clip_layers:]),
                 list(question_blocks[len(question_blocks) - self.gpt2_layers:]))
 
+    def compile_blocks(self):
+        """Compile every block of both encoders in place, for any number of rows and tokens."""
+        for block in (*self.image_encoder.transformer.resblocks, *self.question_encoder.h):
+            block.compile(dynamic=True)
+
     def train(self, mode=True):
         """Frozen means eval mode too: GPT-2 alone has 19 dropouts, one of them outside its blocks."""
         super().train(mode)
@@ -180,10 +185,10 @@ class VQAModel(nn.Module):
         """Batch of states -> context (B, H), gate (B, H)."""
         feature, tokens = self.encode_image_trainable(batch["image_states"])
         question = self.encode_question_trainable(batch["question_states"], batch["attention_mask"])
-        image = self.fusion.image_projection(feature)[batch["image_row"]]            # (B, H)
-        question = self.fusion.question_projection(question)[batch["question_row"]]  # (B, H)
+        image = self.fusion.image_projection(feature).index_select(0, batch["image_row"])            # (B, H)
+        question = self.fusion.question_projection(question).index_select(0, batch["question_row"])  # (B, H)
         if tokens is not None:
-            tokens = self.token_projection(tokens)[batch["image_row"]]   # (B, T, H)
+            tokens = self.token_projection(tokens).index_select(0, batch["image_row"])  # (B, T, H)
             seen, _ = self.token_attention(question.unsqueeze(1), tokens, tokens, need_weights=False)
             image = image + seen.squeeze(1)
         if self.inputs == "question":

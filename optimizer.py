@@ -4,20 +4,22 @@ import math
 import torch
 
 
-def make_optimizer(model, learning_rates, weight_decay):
+def make_optimizer(model, learning_rates, weight_decay, captured=False):
     """AdamW (Loshchilov and Hutter 2019) with one learning rate per origin of the weights.
 
     `learning_rates`: {"head": peak, ...}, one for each group of `model.parameter_groups()`. No decay on norms, biases
-    and embeddings.
+    and embeddings. `captured`: for a CUDA graph, in which a learning rate must be a tensor on the device.
     """
+    device = model.decoder.embedding.weight.device
     groups = []
     for name, parameters in model.parameter_groups().items():
         matrices = [p for p in parameters if p.dim() >= 2 and p is not model.decoder.embedding.weight]
         chosen = set(map(id, matrices))
         rest = [p for p in parameters if id(p) not in chosen]
         for part, decay in ((matrices, weight_decay), (rest, 0.0)):
-            groups.append({"params": part, "name": name, "peak": learning_rates[name], "lr": 0.0, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+            groups.append({"params": part, "name": name, "peak": learning_rates[name], "weight_decay": decay,
+                           "lr": torch.zeros((), device=device) if captured else 0.0})
+    return torch.optim.AdamW(groups, lr=0.0, fused=True, capturable=captured)
 
 
 def schedule(step, total_steps, warmup_steps):
@@ -31,12 +33,15 @@ def schedule(step, total_steps, warmup_steps):
 def set_rates(optimizer, factor):
     """Set every group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(group["peak"] * factor)
+        else:
+            group["lr"] = group["peak"] * factor
 
 
 def group_rates(optimizer, key="lr"):
     """{"learning_rate_head": value, ...}: what the groups hold under `key`, "lr" or "peak"."""
-    return {f"learning_rate_{group['name']}": group[key] for group in optimizer.param_groups}
+    return {f"learning_rate_{group['name']}": float(group[key]) for group in optimizer.param_groups}
 
 
 def steps_taken(optimizer):

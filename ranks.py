@@ -2,6 +2,7 @@
 
 With one process every function here is free: rank 0 of 1, nothing to wait for, nothing to share.
 """
+import atexit
 import os
 
 import torch
@@ -10,19 +11,20 @@ import torch.distributed as dist
 
 def rank():
     """This process's number, 0 to world_size() - 1; rank 0 prints and writes."""
-    return int(os.environ.get("RANK", 0))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size():
     """How many processes work together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def join(device):
-    """Meet the other processes that torchrun started: over NCCL on CUDA, over gloo on the CPU."""
-    if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                device_id=device if device.type == "cuda" else None)
+    """Meet the other processes that torchrun started, if it did: over NCCL on CUDA, over gloo on the CPU."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+        print(f"{world_size()} processes work together")
 
 
 def share(value=None):
@@ -66,20 +68,9 @@ def any_of(flag):
     return flag if world_size() == 1 else any(gather(bool(flag)))
 
 
-def device_name(name):
-    """`name` with this process's own card where several share a machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" and world_size() > 1 else name
-
-
 def parallel(model):
     """The model as it is, or wrapped so that a backward pass averages the gradients of all processes."""
     if world_size() == 1:
         return model
     # a model that may not see the picture or the question leaves that side's projection without a gradient
     return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=model.inputs != "both")
-
-
-def leave():
-    """End the meeting, so that no process outlives the others."""
-    if dist.is_available() and dist.is_initialized():
-        torch.distributed.destroy_process_group()

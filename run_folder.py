@@ -63,25 +63,19 @@ class RunFolder:
 
     `state` holds what a resumed run needs besides weights and optimizer: finished epochs, steps of the running one,
     the log and the samples, the random numbers' state. On the disk stand the best checkpoint, last.pt, train_log.csv,
-    samples.csv and loss_plot.png. All processes of a run hold the same state; rank 0 writes.
+    samples.csv, loss_plot.png and config.json. All processes of a run hold the same state; rank 0 writes.
     """
 
     def __init__(self, output_dir, model, optimizer, scaler, identity, earlier_stages, watched):
         """`identity`: what a checkpoint says besides weights, epoch and loss. `earlier_stages`: logs that the curves
         show on the same scale. `watched`: the rows (DataFrame) of samples.csv."""
         self.folder, self.model, self.optimizer, self.scaler = Path(output_dir), model, optimizer, scaler
-        self.identity, self.earlier_stages = identity, earlier_stages
+        self.identity, self.earlier_stages = {**identity, "processes": ranks.world_size()}, earlier_stages
         self.watched = watched[["question_id", "image_path", "question", "answer"]].reset_index(drop=True)
         self.state = {"epoch": 0, "step": 0, "best": math.inf, "stale": 0, "finished": False, "log": [], "samples": {},
                       "random": []}
         self.best = None  # a better model than the one on the disk
         self.saved_at, self.saving_took = time.monotonic(), 0.0
-
-    def start(self):
-        """A new run: its settings, and nothing of an earlier run's state."""
-        if ranks.rank() == 0:
-            write_json(self.folder / "config.json", self.identity["settings"])
-            (self.folder / "last.pt").unlink(missing_ok=True)
 
     def close_epoch(self, row, samples, epochs, patience):
         """Add the epoch's log `row` and its `samples` (list of str), decide whether it was the last, save what is due."""
@@ -137,8 +131,9 @@ class RunFolder:
         self.saving_took = self.saved_at - started
 
     def write_tables(self):
-        """train_log.csv, samples.csv and loss_plot.png, anew."""
+        """config.json, train_log.csv, samples.csv and loss_plot.png, anew."""
         from plots import draw_curves  # matplotlib takes half a second to import
+        write_json(self.folder / "config.json", self.identity["settings"])
         with whole_file(self.folder / "train_log.csv") as temporary:
             pd.DataFrame(self.state["log"]).to_csv(temporary, index=False)
         with whole_file(self.folder / "samples.csv") as temporary:
@@ -148,15 +143,12 @@ class RunFolder:
 
     def resume(self):
         """Put model, optimizer, scaler and state back to where last.pt left them."""
-        path, identity = self.folder / "last.pt", self.identity
+        path = self.folder / "last.pt"
         if not path.is_file():
             raise FileNotFoundError(f"nothing to resume: {path} not found; start without --resume")
-        last = read_checkpoint(path, (*KEYS, "data", "state", "optimizer", "scaler"))
-        changed = {}
-        for part in ("settings", "encoders", "sizes", "data"):
-            changed |= differences(last[part], identity[part])
-        changed |= differences({"vocabulary": len(last["vocab"])}, {"vocabulary": len(identity["vocab"])})
-        if changed or last["vocab"] != identity["vocab"]:
+        last = read_checkpoint(path, (*KEYS, "data", "processes", "state", "optimizer", "scaler"))
+        changed = differences(comparable(last), comparable(self.identity))
+        if changed or last["vocab"] != self.identity["vocab"]:
             text = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
             raise ValueError(f"{path} is of a run with other settings: {text or 'other training answers'}. Set them back, "
                              "or start without --resume")
@@ -189,6 +181,12 @@ def watched_rows(dataset, seed):
     """The rows of samples.csv: the same few questions after every epoch, so that one can watch the model learn."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return order[:WATCHED_QUESTIONS].tolist()
+
+
+def comparable(content):
+    """Everything in a checkpoint's content that must be the same for a run to go on as if it had not stopped."""
+    return {**content["settings"], **content["encoders"], **content["sizes"], **content["data"],
+            "processes": content["processes"], "vocabulary": len(content["vocab"])}
 
 
 def differences(old, new):

@@ -15,13 +15,16 @@ def run(main, config_class):
     import tyro
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cfg = tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+    rank = int(os.environ.get("RANK", 0))
+    if rank > 0:  # torchrun's other processes: the first one speaks for all, but for errors
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
     print_settings(cfg)
     try:
         main(cfg)
     except (ValueError, OSError) as error:
         if os.environ.get("VQA_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{f'process {rank}: ' * (rank > 0)}error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

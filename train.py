@@ -8,11 +8,9 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import ranks
@@ -27,7 +25,8 @@ from pixels import decode_pictures
 from preprocess import VQADataset, data_hashes, report_answers, training_answers
 from rows import data_folder, read_rows, rows_of_split
 from run_folder import RunFolder, StopSignal, only_run_in, restore_random_state, watched_rows
-from vocab import PAD, Vocab
+from step import TrainingStep, answer_loss, require_finite
+from vocab import Vocab
 
 
 @dataclass
@@ -82,6 +81,10 @@ class Config:
     """epochs without a better validation loss before training stops"""
     amp: str = "auto"
     """auto, bf16, fp16, off; auto is off on CPU"""
+    capture: bool = False
+    """replay the training step as a CUDA graph: pays where a step is short; not with fp16 or several processes"""
+    compile: bool = False
+    """compile the encoders' blocks (torch.compile): takes a minute, pays on long runs"""
     cache_dir: str = "cache"
     """stored outputs of the frozen encoders"""
     device: str = "auto"
@@ -121,16 +124,7 @@ def check_settings(cfg):
         raise ValueError(f"--hidden-size {cfg.hidden_size} must be a multiple of 4, the heads of --image-pooling attention")
 
 
-# ---- the loss, and how it is measured
-
-
-def answer_loss(model, batch, label_smoothing=0.0):
-    """Summed cross-entropy (nats) of the answer words, and how many were scored."""
-    inputs, targets = batch["answer_ids"][:, :-1], batch["answer_ids"][:, 1:]  # (B, A-1) each
-    logits = model(batch, inputs)                                              # (B, A-1, V)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
-                           ignore_index=PAD, label_smoothing=label_smoothing, reduction="sum")
-    return loss, (targets != PAD).sum()
+# ---- how the model is measured
 
 
 @torch.no_grad()
@@ -166,8 +160,9 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
     training. Same seed, same machine: same weights and losses, interrupted and resumed or not (on CPU).
     """
     model = model.to(precision.device)
-    optimizer = make_optimizer(model, learning_rates, cfg.weight_decay)
-    parallel, scaler, watched = ranks.parallel(model), precision.scaler(), watched_rows(val_set, cfg.seed)
+    optimizer = make_optimizer(model, learning_rates, cfg.weight_decay, cfg.capture)
+    scaler, watched = precision.scaler(), watched_rows(val_set, cfg.seed)
+    take_step = TrainingStep(model, train_set, optimizer, scaler, cfg, precision)
     run = RunFolder(cfg.output_dir, model, optimizer, scaler, identity, earlier_stages, val_set.rows.iloc[watched])
     # the training loss is measured like the validation loss: on as many rows, always the same ones
     probe = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
@@ -176,7 +171,7 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
     def close_epoch(epoch, started, samples_per_s, rates):
         losses = {name: evaluate(model, dataset, 2 * cfg.batch_size, precision, order)
                   for name, dataset, order in (("train_loss", train_set, probe), ("val_loss", val_set, None))}
-        require_finite(losses["val_loss"], epoch, "after its last step", rates, cfg.output_dir)
+        require_finite(losses["val_loss"], epoch, "after its last step", rates, run.folder)
         texts = answer_rows(model, vocab, val_set, answer_max_len, precision)[0]
         row = {"epoch": epoch, **losses, **validation_scores(texts, val_set.rows["answer"]), **rates,
                "overflows": run.overflows(epoch * math.ceil(len(train_set) / cfg.batch_size)),
@@ -186,12 +181,11 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
     if cfg.resume:
         run.resume()
     else:
-        run.start()
         close_epoch(0, time.time(), 0, group_rates(optimizer))
     with StopSignal() as stop:
         while not run.state["finished"]:
             started, first_step = time.time(), run.state["step"]
-            rates = train_epoch(parallel, train_set, optimizer, scaler, run, cfg, precision, stop)
+            rates = train_epoch(take_step, train_set, run, cfg, stop)
             if rates is None:
                 run.save()
                 raise KeyboardInterrupt(f"stopped after step {run.state['step']} of epoch {run.state['epoch'] + 1}, which is "
@@ -204,85 +198,39 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
     return run.state["log"]
 
 
-def train_epoch(model, dataset, optimizer, scaler, run, cfg, precision, stop):
+def train_epoch(take_step, dataset, run, cfg, stop):
     """One pass over the rows in an order drawn from (seed, epoch), from the step on that `run.state` holds.
 
-    `model` is run.model, or what averages its gradients over several processes. Returns the mean learning rates, or
-    None where `stop` was signalled: the state then holds the steps done.
+    `take_step`: the TrainingStep. Returns the mean learning rates, or None where `stop` was signalled: the state then
+    holds the steps done.
     """
-    state, epoch = run.state, run.state["epoch"] + 1
+    state, optimizer, epoch = run.state, run.optimizer, run.state["epoch"] + 1
     draw = generator(cfg.seed, epoch)
     order, answer_index = dataset.epoch_order(draw, by_picture=run.model.clip_layers > 0), dataset.drawn_answers(draw)
     steps = math.ceil(len(dataset) / cfg.batch_size)
     factors = [schedule((epoch - 1) * steps + step, cfg.epochs * steps, math.ceil(cfg.warmup_fraction * cfg.epochs * steps))
                for step in range(steps)]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    model.train()
     # every epoch starts from its own seed, so a resumed run draws the same dropout as an uninterrupted one
     torch.manual_seed((cfg.seed * 100_003 + epoch) * ranks.world_size() + ranks.rank())
     if state["random"]:
         restore_random_state(state["random"][ranks.rank()], run.model)
-    watch = LossWatch(precision.device)
+    take_step.start_epoch(state["step"], answer_index)
     with tqdm(total=len(dataset), initial=state["step"] * cfg.batch_size, desc=f"epoch {epoch}", unit=" samples",
               mininterval=0.5, disable=ranks.rank() > 0) as bar:
         for step in range(state["step"], steps):
             set_rates(optimizer, factors[step])
-            index = order[step * cfg.batch_size:(step + 1) * cfg.batch_size]
-            mine = ranks.part_of(index)
-            batch = dataset.batch(mine if len(mine) else index[:1], answer_index=answer_index)
-            with precision.autocast():
-                loss, words = answer_loss(model, batch, cfg.label_smoothing)
-            if len(mine) == 0:  # fewer rows than processes: take part without a say
-                loss, words = loss * 0, words * 0
-            all_words = ranks.add_up(words.clone())
-            # the mean over the words of all processes, whose gradients are averaged
-            scaler.scale(loss * (ranks.world_size() / all_words)).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            watch.add(step, loss, words)
-            bar.update(len(index))
+            rows = order[step * cfg.batch_size:(step + 1) * cfg.batch_size]
+            take_step(rows)
+            bar.update(len(rows))
             state["step"] = step + 1
             if state["step"] % LOOK_STEPS == 0 or state["step"] == steps or stop.noted:
-                watch.look(bar, epoch, group_rates(optimizer), cfg.output_dir)
+                bar.set_postfix(loss=f"{take_step.look(epoch):.3f}", refresh=False)
                 run.require_few_overflows((epoch - 1) * steps + state["step"])
                 if state["step"] < steps and ranks.any_of(stop.noted):
                     return None
                 if state["step"] < steps and run.due():
                     run.save()
     return {name: peak * sum(factors) / steps for name, peak in group_rates(optimizer, "peak").items()}
-
-
-class LossWatch:
-    """Sums up the loss on the device and notes there the first step at which it was not finite; a look waits for it."""
-
-    def __init__(self, device):
-        self.totals = torch.zeros(2, device=device)  # nats, words
-        self.bad_step = torch.full((), -1, device=device)
-
-    def add(self, step, loss, words):
-        """Note one step's summed loss and its number of words; nothing waits."""
-        loss = loss.detach()
-        self.totals += torch.stack([loss, words.to(loss.dtype)])
-        self.bad_step = torch.where((self.bad_step < 0) & ~loss.isfinite(), step, self.bad_step)
-
-    def look(self, bar, epoch, rates, output_dir):
-        """Show the mean training loss since the epoch's start; ValueError where a step's was not finite."""
-        nats, words = self.totals.tolist()
-        bad_step = int(self.bad_step)
-        if bad_step >= 0:
-            require_finite(math.nan, epoch, f"at step {bad_step}", rates, output_dir)
-        bar.set_postfix(loss=f"{nats / words:.3f}", refresh=False)
-
-
-def require_finite(loss, epoch, where, rates, output_dir):
-    """Raise ValueError that names epoch, place, learning rates and the last good checkpoint unless `loss` is finite."""
-    if not math.isfinite(loss):
-        rates = ", ".join(f"{name} {value:.3g}" for name, value in rates.items())
-        raise ValueError(f"the loss became {loss} in epoch {epoch}, {where} ({rates}); the last good checkpoint is "
-                         f"{Path(output_dir) / 'vqa_checkpoint.pt'}; try a lower --learning-rate")
 
 
 def generator(seed, epoch):
@@ -294,6 +242,7 @@ def main(cfg):
     check_settings(cfg)
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
+    ranks.join(precision.device)
     rows = read_rows(cfg.data_dir)
     for split in ("train", "val"):
         rows_of_split(rows, split)  # an empty split should fail before minutes of encoding
@@ -311,6 +260,8 @@ def main(cfg):
     torch.manual_seed(cfg.seed)
     sizes = {name: getattr(cfg, name) for name in FIXED}
     model = build_model(encoders, len(vocab), sizes).to(precision.device)
+    if cfg.compile:
+        model.compile_blocks()
     train_set, val_set = make_datasets(model, encoders, pixels, rows, vocab, sizes, cfg, precision)
     identity = {
         "stage": "feature extraction", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),

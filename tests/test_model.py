@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from encoders import load_encoders
 from preprocess import VQADataset
 from rows import read_rows
-from train import answer_loss
+from step import answer_loss
 from vocab import END, PAD, START, UNK, Vocab
 
 ALL_BLOCKS = 4

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import run_folder
+import step
 import train
 from checkpoint import read_checkpoint, restore_model, save_checkpoint
 from device import Precision
 from optimizer import make_optimizer, schedule
-from train import answer_loss, evaluate
+from step import answer_loss
+from train import evaluate
 from vocab import END, PAD, START
 
 CPU = Precision("cpu")
@@ -186,10 +188,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(saving_share, sto
     monkeypatch.setattr(run_folder, "SAVING_SHARE", saving_share)
     true_epoch, true_save = train.train_epoch, run_folder.save_checkpoint
 
-    def epoch_or_stop(model, dataset, optimizer, scaler, run, cfg, precision, stop):
+    def epoch_or_stop(take_step, dataset, run, cfg, stop):
         if run.state["epoch"] == 2 and stop_at == "in an epoch":
             raise PulledPlug
-        return true_epoch(model, dataset, optimizer, scaler, run, cfg, precision, stop)
+        return true_epoch(take_step, dataset, run, cfg, stop)
 
     def save_or_stop(path, content):
         if path.name == "last.pt" and content["epoch"] >= 2 and stop_at == "before last.pt":
@@ -208,7 +210,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(saving_share, sto
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run_config, equal_runs, tmp_path, monkeypatch):
     train.main(run_config(output_dir=str(tmp_path / "whole"), answer_sampling="humans"))
-    true_loss, steps = train.answer_loss, []
+    true_loss, steps = step.answer_loss, []
 
     def interrupted_loss(model, batch, label_smoothing=0.0):
         if model.training:
@@ -217,7 +219,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run_conf
                 os.kill(os.getpid(), number)
         return true_loss(model, batch, label_smoothing)
 
-    monkeypatch.setattr(train, "answer_loss", interrupted_loss)
+    monkeypatch.setattr(step, "answer_loss", interrupted_loss)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 5 of epoch 2, which is saved: .* --resume"):
         train.main(run_config(output_dir=str(tmp_path / "cut"), answer_sampling="humans"))
     monkeypatch.undo()
@@ -238,7 +240,7 @@ def test_a_second_signal_stops_at_once(run_config, monkeypatch):
 
 def test_overflows_are_counted_and_too_many_stop_the_run(run_config, tmp_path, monkeypatch):
     """fp16's scale is found by overflowing: such a step changes nothing, and the log says how many there were."""
-    true_loss, steps = train.answer_loss, []
+    true_loss, steps = step.answer_loss, []
 
     def overflowing_loss(model, batch, label_smoothing=0.0):
         loss, words = true_loss(model, batch, label_smoothing)
@@ -247,7 +249,7 @@ def test_overflows_are_counted_and_too_many_stop_the_run(run_config, tmp_path, m
             loss.register_hook(lambda gradient: gradient * math.inf)
         return loss, words
 
-    monkeypatch.setattr(train, "answer_loss", overflowing_loss)
+    monkeypatch.setattr(step, "answer_loss", overflowing_loss)
     monkeypatch.setattr(Precision, "scaler", lambda self: torch.amp.GradScaler("cpu"))
     train.main(run_config(epochs=2))
     assert [row["overflows"] for row in read_log(tmp_path / "run")] == ["0", "3", "0"]
@@ -298,13 +300,13 @@ def test_training_stops_early(run_config, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path, monkeypatch):
-    true_loss = train.answer_loss
+    true_loss = step.answer_loss
 
     def exploding(model, batch, label_smoothing=0.0):
         loss, words = true_loss(model, batch, label_smoothing)
         return (loss * math.nan if model.training else loss), words
 
-    monkeypatch.setattr(train, "answer_loss", exploding)
+    monkeypatch.setattr(step, "answer_loss", exploding)
     with pytest.raises(ValueError, match=r"the loss became nan in epoch 1, at step 0 \(learning_rate_head .*vqa_checkpoint.pt"):
         train.main(run_config())
     assert read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")["epoch"] == 0
