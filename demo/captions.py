@@ -34,6 +34,12 @@ def statements(scene):
     return list(dict.fromkeys(found))
 
 
+def mirrored(statement):
+    """What `statement` says of the mirror image: left and right exchanged."""
+    sides = {"left": "right", "right": "left"}
+    return " ".join("-".join(sides.get(part, part) for part in word.split("-")) for word in statement.split())
+
+
 def column_statements(scene):
     """For each of the three columns the short captions, without places, that are true of the things in it."""
     return [[text for thing in scene.things if thing.column == column for text in _looks(thing)] for column in range(3)]

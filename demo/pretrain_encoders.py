@@ -35,16 +35,18 @@ class Config:
     """folder that receives clip/, gpt2/ and the logs"""
     parts: str = "both"
     """what to pretrain: both, clip or gpt2"""
-    num_families: int = 9000
+    num_families: int = 30_000
     """scene families drawn for CLIP; a family is a scene and three copies with one or more facts changed"""
-    clip_steps: int = 3200
+    clip_steps: int = 7000
     """optimizer steps of CLIP"""
     clip_batch_size: int = 64
     """pictures per step and process"""
     clip_learning_rate: float = 2e-3
-    """highest learning rate of CLIP (AdamW, warm-up, cosine)"""
+    """highest learning rate of CLIP's embeddings, norms and projections (AdamW, warm-up, cosine)"""
+    muon_learning_rate: float = 0.02
+    """highest learning rate of the matrices in CLIP's blocks (Muon, the same schedule)"""
     weight_decay: float = 0.05
-    """AdamW's weight decay of CLIP's matrices"""
+    """of CLIP's matrices"""
     gpt2_steps: int = 500
     """optimizer steps of GPT-2"""
     gpt2_batch_size: int = 32
@@ -115,8 +117,8 @@ def pretrain_clip(cfg, folder):
     context = multiprocessing.get_context("fork")  # the pictures are shared, not copied
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (cfg.workers, f"{meeting}/address", scenes, held_out, cfg.clip_steps, cfg.clip_batch_size,
-                     cfg.clip_learning_rate, cfg.weight_decay, cfg.seed, Log(folder / "clip_log.csv"),
-                     partial(save_clip, folder=folder / "clip"), cfg.save_seconds)
+                     cfg.clip_learning_rate, cfg.muon_learning_rate, cfg.weight_decay, cfg.seed,
+                     Log(folder / "clip_log.csv"), partial(save_clip, folder=folder / "clip"), cfg.save_seconds)
         others = [context.Process(target=clip_training.train_clip, args=(rank, *arguments), daemon=True)
                   for rank in range(1, cfg.workers)]
         for process in others:

@@ -1,4 +1,5 @@
 """The embedded default's data and encoders: official layout, determinism, question design, disjoint pretraining."""
+import dataclasses
 import json
 import os
 import random
@@ -178,11 +179,30 @@ def test_captions_stay_within_vocabulary_and_context():
     assert clip_training.JOINED * (longest + 1) + 1 <= captions.CONTEXT_LENGTH
 
 
+def mirrored_entry(texts, columns):
+    """What is true of a picture's mirror image, given what is true of it and of its columns."""
+    return ([captions.mirrored(text) for text in texts],
+            [[captions.mirrored(text) for text in column] for column in columns[::-1]])
+
+
+def test_a_mirrored_scene_makes_the_mirrored_statements_true():
+    for number in range(40):
+        for scene in clip_training.family_of(3, number):
+            things = tuple(dataclasses.replace(thing, column=2 - thing.column) for thing in scene.things)
+            turned = dataclasses.replace(scene, things=things)
+            assert {captions.mirrored(text) for text in captions.statements(scene)} == set(captions.statements(turned))
+            texts, columns = mirrored_entry([], captions.column_statements(scene))
+            assert [sorted(column) for column in columns] == [sorted(column) for column in captions.column_statements(turned)]
+
+
 def test_a_batch_knows_which_captions_are_true():
-    """Truth as the batch gives it equals truth looked up caption by caption."""
+    """Truth as the batch gives it equals truth looked up caption by caption, in mirrored families too."""
     rendered = [clip_training.render_family(number, seed=1) for number in range(4)]
     scenes = clip_training.Scenes(rendered)
-    flat = [entry for _, family in rendered for entry in family]
+    flipped = np.repeat(np.random.default_rng(0).random(4) < 0.5, clip_training.FAMILY)  # a batch draws this first
+    assert flipped.any() and not flipped.all()
+    flat = [mirrored_entry(*entry) if flip else entry
+            for entry, flip in zip((entry for _, family in rendered for entry in family), flipped, strict=True)]
     rows = np.arange(len(flat))
     pixels, (statements, joined, looks) = scenes.batch(rows, np.random.default_rng(0))
     words = captions.vocabulary()
