@@ -52,9 +52,10 @@ def collect_pictures(names, output_dir, subset, image_dir, image_url, workers):
             lost[name] = str(error)
             if image_dir is None and len(lost) > max_lost:
                 throttle.stop()  # the run has failed: spare the server the rest
+            return 0
         except Stopped:
             untried.append(name)
-        return 0
+            return None
 
     with Manifest(output_dir / "manifest.csv") as manifest:
         for_all(names, place_one, workers, throttle)
@@ -63,7 +64,7 @@ def collect_pictures(names, output_dir, subset, image_dir, image_url, workers):
         write_missing(output_dir / "missing.csv", missing)
         manifest.rewrite(missing)
     if lost:
-        message = f"{describe(lost, len(names))}; all that are missing stand in {output_dir / 'missing.csv'}"
+        message = f"{describe(lost, len(names), len(untried))}; all that are missing stand in {output_dir / 'missing.csv'}"
         if len(lost) > max_lost:
             remedy = (f"check --image-dir {image_dir}" if image_dir is not None else
                       "check --image-url and run again, on a slow line with fewer --workers: whole pictures are kept")
@@ -72,16 +73,17 @@ def collect_pictures(names, output_dir, subset, image_dir, image_url, workers):
     return lost
 
 
-def describe(lost, num_needed):
-    """How many pictures are lost, the first few with their reasons."""
+def describe(lost, num_needed, num_untried):
+    """How many pictures are lost, the first few with their reasons, and how many were not tried any more."""
     named = [f"{name} {reason}" for name, reason in sorted(lost.items())[:NUM_NAMED]]
     if len(lost) > NUM_NAMED:
         named.append("...")
-    return f"{len(lost)} of {num_needed} pictures are lost ({', '.join(named)})"
+    return f"{len(lost)} of {num_needed} pictures are lost ({', '.join(named)})" + (
+        f" and {num_untried} were not tried any more" if num_untried else "")
 
 
 def for_all(names, place_one, workers, throttle):
-    """Run `place_one(name)`, which returns a number of bytes, for all names in threads, and show how far they are.
+    """Run `place_one(name)` for all names in threads and show how far they are, by the bytes that it returns, or None.
 
     The first exception ends the others by throttle.stop(). An interruption is told how to go on.
     """
@@ -90,8 +92,9 @@ def for_all(names, place_one, workers, throttle):
         futures = [pool.submit(place_one, name) for name in names]
         with tqdm(desc="pictures", total=len(names), unit=" pictures") as bar:
             for future in as_completed(futures):
-                num_bytes += future.result()
-                num_done += 1
+                if (size := future.result()) is None:
+                    continue
+                num_bytes, num_done = num_bytes + size, num_done + 1
                 bar.set_postfix_str(f"{num_bytes / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.1f} MB/s", refresh=False)
                 bar.update()
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ def local_and_quick(monkeypatch):
     for name, value in NO_PROXY.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(throttle, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(throttle, "PATIENCE", (0.05, 0.3))
+    monkeypatch.setattr(throttle, "PATIENCE", (0.05, 1))
     for module in (collect, official):
         monkeypatch.setattr(module, "tqdm", lambda *args, **flags: tqdm(*args, **(flags | {"disable": True})))
 

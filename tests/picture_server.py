@@ -214,6 +214,14 @@ class Handler(BaseHTTPRequestHandler):
     def fault_driphead(self, body):
         self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 1000)
 
+    def fault_nohead(self, body):
+        """Interim answers without end, at a decent rate."""
+        self.close_connection = True
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                time.sleep(0.002)
+
     def drip(self, data):
         self.close_connection = True
         with suppress(OSError):
@@ -224,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
     def fault_silent(self, body):
         """Half of the body, then nothing."""
         self.answer(200, body[:len(body) // 2], announced=len(body))
-        time.sleep(2)
+        time.sleep(4)
         self.close_connection = True
 
     def fault_redirect(self, body):

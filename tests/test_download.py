@@ -26,8 +26,8 @@ ODD = NAMES[60]
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Time-outs of fractions of a second."""
-    for name, value in (("TIMEOUTS", (1, 0.3)), ("SLOW_AFTER", 0.2), ("MAX_HEAD_SECONDS", 0.4)):
+    """Time-outs of a second."""
+    for name, value in (("TIMEOUTS", (5, 1)), ("SLOW_AFTER", 0.5), ("MAX_HEAD_SECONDS", 1)):
         monkeypatch.setattr(download, name, value)
 
 
@@ -67,19 +67,21 @@ LASTING = {  # a fault that one picture meets at every try: the reason in missin
     "badlength": None, "nolength": None,
     "huge": "a body of 10,000,000,000,000 bytes, more than 33,554,432", "endless": "a body of more than 33,554,432 bytes",
     "hangup": "no answer: Remote end closed connection without response", "headers": None,
-    "nonsense": "no answer: ??? this is no HTTP", "silent": "no data for 0.3 s (3 tries)", "drip": "slow: ",
-    "driphead": "no answer: slow: ", "redirect": None, "loop": "more than 5 redirects",
+    "nonsense": "no answer: ??? this is no HTTP", "silent": "no data for 1 s (3 tries)", "drip": "slow: ",
+    "driphead": "no answer: slow: ",
+    "nohead": "no answer: no end of the headers in ", "redirect": None, "loop": "more than 5 redirects",
     "bomb": "unreadable: 8000 x 8000 pixels, more than 50,000,000 (3 tries)",
     "nowhere": "No connection adapters were found for 'file:///etc/hostname'"}
 
 
 def test_every_fault_that_lasts_costs_its_picture_and_is_listed_with_the_reason(collect_from, impatient, tmp_path,
-                                                                                monkeypatch):
+                                                                                monkeypatch, caplog):
     monkeypatch.setattr(collect, "MAX_LOST_SHARE", 0.5)
     names = dict(zip(LASTING, NAMES[2::3], strict=False))
     faults = {name: [fault] if fault == "redirect" else itertools.repeat(fault) for fault, name in names.items()}
     with PictureServer(faults=faults) as server:
         collect_from(server, "--workers", 16)
+    assert caplog.records == []  # urllib3 logs a traceback for header lines that it cannot parse
     missing, num_bytes = read_missing(tmp_path / "out"), {name: len(draw_jpeg(name)) for name in NAMES}
     for fault, reason in LASTING.items():
         name = names[fault]
@@ -125,6 +127,7 @@ def test_too_many_missing_pictures_fail_with_the_list_and_the_next_run_goes_on(c
     missing, folder = read_missing(tmp_path / "out"), tmp_path / "out" / "images"
     assert sorted(missing) == sorted(set(NAMES) - {path.name for path in folder.iterdir()})
     reasons = [missing[name] for name in sorted(missing)]
+    assert f"and {reasons.count('not tried: the run had failed')} were not tried any more; all that are missing" in error
     assert 2 <= reasons.count("status 404") <= 6 and set(reasons) == {"status 404", "not tried: the run had failed"}
     assert not (tmp_path / "out" / "metadata.csv").exists()
     with PictureServer() as server:
@@ -153,7 +156,7 @@ def test_all_threads_keep_quiet_for_as_long_as_the_server_asks(collect_from, tmp
     with PictureServer(faults={NAMES[10]: [fault]}, delay=0.002) as server:
         collect_from(server)
         seconds, index = widest_gap(server.times)
-        assert 0.8 < seconds < 2.1 and 10 < index <= 10 + 4 + 4  # 4 threads may be at it when the answer comes
+        assert 0.8 < seconds < 20 and 10 < index < 60  # a few threads may be at it when the answer comes
     assert_complete(tmp_path / "out")
 
 
@@ -162,7 +165,7 @@ def test_a_pause_is_capped_and_told(collect_from, tmp_path, monkeypatch):
     monkeypatch.setattr(throttle, "TOLD_PAUSE", 0.1)
     with PictureServer(faults={NAMES[10]: [(429, {"Retry-After": "86400"})]}) as server:
         assert "status 429: waiting 0 s" in collect_from(server)
-        assert widest_gap(server.times)[0] < 1
+        assert widest_gap(server.times)[0] < 10
     assert_complete(tmp_path / "out")
 
 
@@ -178,7 +181,7 @@ def test_a_pause_that_ends_between_two_looks_at_the_clock_is_over(monkeypatch):
             begun.set()
 
     threading.Thread(target=take_turn, daemon=True).start()
-    assert begun.wait(2)
+    assert begun.wait(5)
 
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -226,10 +229,33 @@ def test_a_network_that_is_gone_ends_in_one_line_and_the_whole_list(collect_from
     start = time.monotonic()
     error = collect_from(server, status=2)
     assert "no answer: Connection refused (for 0.05 s)" in error and error.count("\n") == 1
-    assert time.monotonic() - start < 5 and list(read_missing(tmp_path / "out")) == NAMES
+    assert time.monotonic() - start < 15 and list(read_missing(tmp_path / "out")) == NAMES
     with PictureServer() as server:
         collect_from(server)
     assert_complete(tmp_path / "out")
+
+
+def test_once_patience_is_over_no_picture_waits_for_itself(collect_from, tmp_path, monkeypatch):
+    """Each of the many pictures that had to fail waited for its own pause: half an hour of them."""
+    monkeypatch.setattr(throttle, "WAITS", (0.1, 0.5))
+    monkeypatch.setattr(collect, "MAX_LOST_SHARE", 0.5)
+    with PictureServer() as server:
+        pass
+    start = time.monotonic()
+    collect_from(server, status=2)
+    assert time.monotonic() - start < 15 and list(read_missing(tmp_path / "out")) == NAMES
+
+
+def test_once_patience_is_over_all_threads_find_that_out_at_the_same_time(monkeypatch):
+    """A server that swallows connections costs each picture a time-out: one thread after the other took an hour."""
+    slow = throttle.Throttle(16)
+    for _ in range(3):
+        slow.slow_down(throttle.Unavailable("no answer"))
+        slow.quiet_until = 0
+    assert slow.limit == 2
+    monkeypatch.setattr(throttle, "PATIENCE", (0, 0))
+    slow.slow_down(throttle.Unavailable("no answer"))
+    assert slow.limit == 16 and slow.quiet_until <= time.monotonic()
 
 
 def test_a_single_picture_that_is_always_busy_does_not_sink_the_others(collect_from, tmp_path):

@@ -137,7 +137,7 @@ def test_a_page_in_place_of_the_rest_does_not_cost_what_is_there(fetch, zips, tm
         assert set(asked(server)) == {"bytes=500-"}
 
 
-FATAL = {404: "status 404", 403: "status 403", 503: "status 503 (for 0.3 s)", 500: "status 500 (3 tries)",
+FATAL = {404: "status 404", 403: "status 403", 503: "status 503 (for 1 s)", 500: "status 500 (3 tries)",
          "html": "it is no zip but begins with b'<!doctype", "hangup": "Remote end closed connection",
          "huge": "a body of 10,000,000,000,000 bytes", "loop": "more than 5 redirects", "short": "its sha256 is"}
 
