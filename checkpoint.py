@@ -1,6 +1,9 @@
 """Checkpoints: written whole, read without executing code, refused with both values where they do not fit."""
 import io
 import pickle
+import struct
+import zipfile
+import zlib
 
 import torch
 
@@ -14,6 +17,9 @@ FORMAT = "generative-vqa checkpoint 1"
 FIXED = ("hidden_size", "num_layers", "dropout", "question_max_len", "answer_max_len", "inputs", "fusion", "image_pooling",
          "answer_sampling", "picture_decoder")
 KEYS = ("format", "stage", "weights", "vocab", "sizes", "encoders", "cut", "settings", "epoch", "val_loss")
+# what reading a file raises that is no zip, no checkpoint or no longer one
+NO_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
+                 KeyError, AttributeError, TypeError, IndexError, OSError)
 
 
 def save_checkpoint(path, content):
@@ -35,13 +41,19 @@ def save_checkpoint(path, content):
 def read_checkpoint(path, keys=KEYS):
     """The dict that `save_checkpoint` wrote, on the CPU. Raises FileNotFoundError or ValueError of one line."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # every part against its checksum, which torch.load does not look at
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"checkpoint {path} not found: train first (`python train.py`, then `python fine_tune.py`), "
                                 "or name one with --checkpoint") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder: name the checkpoint in it") from error
+    except NO_CHECKPOINT as error:
         raise ValueError(f"{path} is not a checkpoint of this program, or is damaged "
                          f"({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: {damaged} in it does not match its checksum; train again, or take a copy")
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")

@@ -115,4 +115,4 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
                     states = first if number == 0 else encode(rows)
                 array[rows] = as_numpy(states.to(stored).cpu())
                 bar.update(rows.stop - rows.start)
-    return open_tensor(target)
+    return open_tensor(target, count)

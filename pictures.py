@@ -3,6 +3,7 @@ import struct
 
 from PIL import Image, ImageOps
 
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 268 MB decoded; Pillow alone would only warn up to twice of that
 # what Pillow raises for files that are broken in one way or another
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -13,6 +14,7 @@ def open_picture(path):
     Raises one of UNREADABLE where the file is no picture, is cut off, or is too large to be one.
     """
     with Image.open(path) as picture:
+        check_size(picture)
         picture.load()
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16") or picture.mode == "I":
@@ -23,3 +25,9 @@ def open_picture(path):
             picture = Image.new("RGBA", flat.size, "white")
             picture.alpha_composite(flat)
         return picture.convert("RGB")
+
+
+def check_size(picture):
+    """Raise ValueError where a picture, whose header alone was read, is too large to be decoded."""
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too many, at most {MAX_PIXELS:,} are decoded")

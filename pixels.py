@@ -4,6 +4,7 @@ The file's name holds a hash of the pictures' bytes, the transform and the decod
 and it gets that name only when it is whole.
 """
 import hashlib
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Resize
 from tqdm import tqdm
 
 import ranks
 from files import write_json
-from pictures import UNREADABLE, open_picture
-from storage import hash_of, new_array
+from pictures import UNREADABLE, check_size, open_picture
+from storage import hash_of, new_array, open_array
 
 MAX_UNREADABLE = 0.01  # share of pictures that may be missing or broken before a run stops
 DECODE_VERSION = 2  # part of the key: raise it when decoding gives other pixels
@@ -59,9 +61,19 @@ def decode_pictures(folder, image_paths, image_encoder, cache_dir, workers, deco
     if not ranks.share(target.is_file()):
         files = PictureFiles(folder, paths, digests, decode)
         build_pixels(target, files, image_encoder.visual.image_size, workers or cores())
-    unreadable = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))["unreadable"]
+    pixels, unreadable = open_array(target, len(paths)), read_unreadable(target.with_suffix(".json"))
+    if pixels.shape[1:] != (3, *image_encoder.visual.image_size) or pixels.dtype != np.uint8:
+        raise ValueError(f"{target} is damaged (it holds {pixels.dtype} {pixels.shape}): delete it and run again")
     report_unreadable(unreadable, len(paths))
-    return PixelStore(paths, np.load(target, mmap_mode="c"), unreadable, key)
+    return PixelStore(paths, pixels, unreadable, key)
+
+
+def read_unreadable(path):
+    """{image path: reason} of the pictures that could not be read, from beside the pixel store."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["unreadable"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!s:.100}): delete it with the .npy file beside it and run again") from error
 
 
 def cores():
@@ -101,13 +113,16 @@ class FastDecoder(PillowDecoder):
     def __call__(self, path):
         from torchvision.io import ImageReadMode, decode_image
         content = Path(path).read_bytes()
-        # a whole JPEG begins and ends with its marks; torchvision fills the rest of a cut one with grey
-        if content[:3] != b"\xff\xd8\xff" or content[-2:] != b"\xff\xd9":
+        with Image.open(io.BytesIO(content)) as header:
+            plain = header.format == "JPEG" and header.mode in ("RGB", "L")
+            check_size(header)
+        # a whole JPEG ends with its mark; torchvision fills what is missing of a cut one with grey
+        if not plain or content[-2:] != b"\xff\xd9":
             return super().__call__(path)
         try:
             picture = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB,
                                    apply_exif_orientation=True)
-        except RuntimeError:  # four colours, say
+        except RuntimeError:  # Pillow may do better, or says what is wrong
             return super().__call__(path)
         for step in self.shape:
             picture = step(picture)

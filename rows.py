@@ -2,8 +2,11 @@
 
 A CSV of your own needs only the columns image_path, question, answer.
 """
+import csv
 import hashlib
+import io
 import json
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -11,6 +14,7 @@ import pandas as pd
 SPLITS = ("train", "val", "test")
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # constant, so that train.py and test.py always agree
+SEPARATORS = ",;\t"
 OPTIONAL_COLUMNS = ("question_type", "answer_type")
 
 
@@ -52,16 +56,18 @@ def data_folder(data_dir):
 
 
 def read_csv(csv_path, need_answers=True):
-    """The CSV with every cell as the text it is ('n/a' and 'None' are answers), optional columns filled in."""
-    try:
-        rows = pd.read_csv(csv_path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # pandas' parser errors and a wrong encoding are ValueErrors
-        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: {error}") from error
+    """The CSV with every cell as the text it is ('n/a' and 'None' are answers), optional columns filled in.
+
+    Cells may hold line breaks, commas and quotes, where quoted; they are separated by commas, or by semicolons or
+    tabs, as spreadsheets of some countries write them. Raises ValueError that names the line where it is no such file.
+    """
     needed = ("image_path", "question", "answer") if need_answers else ("image_path", "question")
-    missing = [column for column in needed if column not in rows.columns]
+    header, *records = parse_csv(csv_path, needed)
+    missing = [column for column in needed if column not in header]
     if missing:
         raise ValueError(f"{csv_path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-                         f"it has {', '.join(map(str, rows.columns))}")
+                         f"it has {', '.join(header):.200}")
+    rows = pd.DataFrame(records, columns=header, dtype=str)
     if "image_id" not in rows:
         rows["image_id"] = rows["image_path"]
     if "question_id" not in rows:
@@ -73,11 +79,41 @@ def read_csv(csv_path, need_answers=True):
             rows[column] = ""
     unknown = rows.loc[~rows["split"].isin(SPLITS), "split"]
     if len(unknown):
-        raise ValueError(f"{csv_path}: the split {unknown.iloc[0]!r} is none of {', '.join(SPLITS)} ({len(unknown)} rows)")
+        raise ValueError(f"{csv_path}: the split {unknown.iloc[0]!r:.60} is none of {', '.join(SPLITS)} ({len(unknown)} rows)")
     twice = rows.loc[rows["question_id"].duplicated(), "question_id"]
     if len(twice):
-        raise ValueError(f"{csv_path}: question_id {twice.iloc[0]!r} occurs twice ({len(twice)} such rows)")
+        raise ValueError(f"{csv_path}: question_id {twice.iloc[0]!r:.60} occurs twice ({len(twice)} such rows)")
     return rows
+
+
+def parse_csv(csv_path, needed):
+    """The header and the records of a UTF-8 CSV (lists of str of equal length), with the separator that its header has."""
+    try:
+        text = csv_path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{csv_path} is not a UTF-8 CSV file ({error}): save it as CSV in UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it holds a NUL character; save it as CSV in UTF-8")
+    first_line = text.split("\n", 1)[0].rstrip("\r")
+    separator = next((mark for mark in SEPARATORS if set(needed) <= set(first_line.replace('"', "").split(mark))), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    records = []
+    try:
+        for record in reader:
+            if record and records and len(record) != len(records[0]):
+                raise ValueError(f"{csv_path}, line {reader.line_num}: {len(record)} cells, the header has "
+                                 f"{len(records[0])}; quote a cell that holds a separator or a quote")
+            if record:
+                records.append(record)
+    except csv.Error as error:
+        raise ValueError(f"{csv_path}, line {reader.line_num}: {error}; a cell with quotes or line breaks is to be quoted, "
+                         "its own quotes doubled") from error
+    if not records:
+        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it is empty")
+    twice = [name for name, count in Counter(records[0]).items() if count > 1]
+    if twice:
+        raise ValueError(f"{csv_path} has the column {twice[0]!r} twice")
+    return records
 
 
 def split_of(image_path):
@@ -103,19 +139,33 @@ def human_answers(rows, json_path):
     """
     if not json_path.is_file():
         return [[answer] for answer in rows["answer"]]
-    try:
-        pairs = {str(pair["question_id"]): pair for pair in json.loads(json_path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes ({error}); build it again or remove it") from error
+    pairs = read_pairs(json_path)
     answers = []
     for row in rows[["question_id", "question", "answer", "image_path"]].to_dict("records"):
         pair = pairs.get(row["question_id"], row)
         for field, value in row.items():
             if str(pair.get(field)) != value:
-                raise ValueError(f"question {row['question_id']}: {field} is {value!r} in the CSV and {pair.get(field)!r} in "
-                                 f"{json_path}; build both again with `python mini_vqa_v2.py`, or remove the JSON")
-        answers.append([str(answer) for answer in pair.get("answers") or [row["answer"]]])
+                raise ValueError(f"question {row['question_id']}: {field} is {value!r:.60} in the CSV and "
+                                 f"{pair.get(field)!r:.60} in {json_path}; build both again with `python mini_vqa_v2.py`, or "
+                                 "remove the JSON")
+        answers.append(pair.get("answers") or [row["answer"]])
     return answers
+
+
+def read_pairs(json_path):
+    """{question_id: entry} of qa_pairs.json. Raises ValueError where it is not what mini_vqa_v2.py writes."""
+    try:
+        entries = json.loads(json_path.read_text(encoding="utf-8"))
+        pairs = {str(entry["question_id"]): entry for entry in entries}
+        humans = [entry.get("answers", []) for entry in entries]
+        sound = all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in humans)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes ({type(error).__name__}: {error!s:.100}); build it "
+                         "again or remove it") from error
+    if not sound:
+        raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes (answers that are no list of texts); build it again "
+                         "or remove it")
+    return pairs
 
 
 def rows_of_split(rows, split):

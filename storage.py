@@ -3,6 +3,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 import ranks
 from files import whole_file
+
+STORED = {torch.float32: np.dtype(np.float32), torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.int16)}
 
 
 @contextlib.contextmanager
@@ -51,7 +54,7 @@ def remove_leftovers(target):
 
 def numpy_dtype(dtype):
     """numpy has no bfloat16: its bits are stored as int16."""
-    return {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}[dtype]
+    return STORED[dtype]
 
 
 def as_numpy(tensor):
@@ -59,9 +62,23 @@ def as_numpy(tensor):
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def open_tensor(path):
-    """The stored array as a tensor, memory-mapped; int16 stands for the bits of bfloat16."""
-    array = torch.from_numpy(np.load(path, mmap_mode="c"))
+def open_array(path, count):
+    """The stored array, memory-mapped; writes to it stay in memory. ValueError unless it is whole and has `count` rows."""
+    try:
+        array = np.load(path, mmap_mode="c")  # never unpickles
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
+        raise ValueError(f"{path} is damaged ({error!s:.100}): delete it and run again") from error
+    if not isinstance(array, np.memmap) or array.ndim < 2 or len(array) != count or not array.flags.c_contiguous:
+        raise ValueError(f"{path} is damaged (it should hold {count} rows): delete it and run again")
+    return array
+
+
+def open_tensor(path, count):
+    """The stored array of `count` rows as a tensor, memory-mapped; int16 stands for the bits of bfloat16."""
+    array = open_array(path, count)
+    if array.dtype not in STORED.values():
+        raise ValueError(f"{path} is damaged (it holds {array.dtype}): delete it and run again")
+    array = torch.from_numpy(array)
     return array.view(torch.bfloat16) if array.dtype == torch.int16 else array
 
 
