@@ -187,12 +187,15 @@ def test_an_interruption_in_a_long_pause_ends_the_run_at_once_and_says_how_to_go
     folder = write_official(tmp_path / "vqa", many_entries(per_image=1))
     with PictureServer(faults={ODD: [(429, {"Retry-After": "60"})]}) as server:
         process = builder.start_script("--vqa-dir", folder, "--image-url", server.url, "--output-dir", tmp_path / "out")
-        for line in process.stdout:
-            if "status 429: waiting 60 s" in line:
-                break
-        process.send_signal(number)
-        start = time.monotonic()
-        _, error = process.communicate(timeout=30)
+        try:
+            for line in process.stdout:
+                if "status 429: waiting 60 s" in line:
+                    break
+            process.send_signal(number)
+            start = time.monotonic()
+            _, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert time.monotonic() - start < 20 and process.returncode == 130
     assert error.splitlines()[-1].startswith("interrupted with ") and error.endswith("run again to go on\n")
     assert "Traceback" not in error and not (tmp_path / "out" / "metadata.csv").exists()
