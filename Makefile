@@ -1,5 +1,7 @@
 # make demo    the five steps on the embedded default, about six minutes on two CPU cores
 # make test    lint and tests, under ten minutes
+# make test-slow  random kills and long fuzzing, about a quarter of an hour
+# make ablations  what each choice is worth: ten variants, three seeds each, about an hour
 # make lint    ruff alone
 # make clean   remove what the demo made (keeps .venv and real runs)
 PYTHON ?= python3
@@ -9,7 +11,7 @@ STAGE_1 = output/demo/feature_extraction
 STAGE_2 = output/demo/fine_tuning
 DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint output/demo/question_only/vqa_checkpoint.pt
 
-.PHONY: demo test lint clean install
+.PHONY: demo test test-slow ablations lint clean install
 
 install: .venv/installed
 
@@ -40,7 +42,10 @@ demo: .venv/installed
 	$(PY) demo/show_table.py
 
 test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

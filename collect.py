@@ -17,7 +17,7 @@ from tqdm import tqdm
 from download import ask, open_session, read_body
 from files import remove_temporaries, whole_file
 from manifest import Manifest
-from pictures import UNREADABLE, open_picture
+from pictures import UNREADABLE, keep_memory, open_picture
 from throttle import Fault, Stopped, Throttle, persist
 
 MAX_PICTURE_BYTES = 1 << 25  # COCO's largest has about 1 MB
@@ -25,7 +25,6 @@ MAX_PIXELS = 50_000_000  # COCO's pictures have 0.4 million; decoding takes 12 b
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow's rarer decoders raise anything, and one runs PostScript
 MAX_SECONDS = 300  # for one try to fetch one picture
 MAX_LOST_SHARE = 0.01  # of the needed pictures; beyond it the dataset is not the one that was asked for
-KEPT_BLOCKS = 16  # of memory that Pillow keeps for the next picture: getting it anew costs as much as the decoding
 NUM_NAMED = 5  # lost pictures named in a message
 
 
@@ -38,7 +37,7 @@ def collect_pictures(names, output_dir, subset, image_dir, image_url, workers):
     folder = output_dir / "images"
     folder.mkdir(exist_ok=True)
     remove_temporaries(folder)
-    Image.core.set_blocks_max(KEPT_BLOCKS)
+    keep_memory()
     throttle, lost, untried, max_lost = Throttle(workers), {}, [], MAX_LOST_SHARE * len(names)
     if image_dir is None:
         place = partial(download_picture, open_session(workers), throttle, f"{image_url.rstrip('/')}/{subset}")

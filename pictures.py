@@ -4,6 +4,8 @@ import struct
 from PIL import Image, ImageOps
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 268 MB decoded; Pillow alone would only warn up to twice of that
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow's rarer decoders raise anything, one runs PostScript
+KEPT_BLOCKS = 16
 # what Pillow raises for files that are broken in one way or another
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -13,18 +15,23 @@ def open_picture(path):
 
     Raises one of UNREADABLE where the file is no picture, is cut off, or is too large to be one.
     """
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         check_size(picture)
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I;16") or picture.mode == "I":
-            # .convert("RGB") would saturate: 16-bit grey becomes 8-bit grey first
-            picture = picture.convert("I").point(lambda value: value / 257).convert("L")
-        if picture.mode in ("P", "PA", "LA", "RGBA"):
-            flat = picture.convert("RGBA")
-            picture = Image.new("RGBA", flat.size, "white")
-            picture.alpha_composite(flat)
-        return picture.convert("RGB")
+        ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        # .convert("RGB") would saturate: 16-bit grey becomes 8-bit grey first
+        picture = picture.convert("I").point(lambda value: value / 257).convert("L")
+    if picture.mode in ("P", "PA", "LA", "RGBA"):
+        flat = picture.convert("RGBA")
+        picture = Image.new("RGBA", flat.size, "white")
+        picture.alpha_composite(flat)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def keep_memory():
+    """Let Pillow keep some blocks of memory for the next picture: getting them anew costs as much as the decoding."""
+    Image.core.set_blocks_max(KEPT_BLOCKS)
 
 
 def check_size(picture):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import ranks
 from files import write_json
-from pictures import UNREADABLE, check_size, open_picture
+from pictures import FORMATS, UNREADABLE, check_size, keep_memory, open_picture
 from storage import hash_of, new_array, open_array
 
 MAX_UNREADABLE = 0.01  # share of pictures that may be missing or broken before a run stops
@@ -113,8 +113,8 @@ class FastDecoder(PillowDecoder):
     def __call__(self, path):
         from torchvision.io import ImageReadMode, decode_image
         content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as header:
-            plain = header.format == "JPEG" and header.mode in ("RGB", "L")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+            plain = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
             check_size(header)
         # a whole JPEG ends with its mark; torchvision fills what is missing of a cut one with grey
         if not plain or content[-2:] != b"\xff\xd9":
@@ -154,6 +154,7 @@ def build_pixels(target, files, size, workers):
     mine = ranks.part_of(torch.arange(len(files))).tolist()
     workers = min(workers, 1 + len(mine) // PICTURES_AT_ONCE) if workers > 1 else 0
     unreadable = {}
+    keep_memory()
     with new_array(target, (len(files), 3, *size), np.uint8) as pixels:
         files.pixels = pixels
         # forked, so that the workers write into this very mapping and no picture travels between processes

@@ -1,7 +1,6 @@
 """What a run leaves in its output folder, and how an interrupted run goes on from there."""
 import contextlib
 import csv
-import fcntl
 import math
 import signal
 import sys
@@ -13,7 +12,7 @@ import torch
 
 import ranks
 from checkpoint import FORMAT, KEYS, load_weights, read_checkpoint, save_checkpoint
-from files import whole_file, write_json
+from files import only_holder, remove_temporaries, whole_file, write_json
 from optimizer import steps_taken
 
 # settings that may differ between an interrupted run and its --resume
@@ -31,11 +30,8 @@ def only_run_in(output_dir):
         return
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {folder}: wait for it, or choose another --output-dir") from error
+    with only_holder(folder, f"another run is writing to {folder}: wait for it, or choose another --output-dir"):
+        remove_temporaries(folder)
         yield
 
 

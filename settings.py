@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+MAX_SEED = 2 ** 31 - 1  # every generator takes it
+
 
 def run(main, config_class):
     """Parse the flags of `config_class`, print the settings, call `main(cfg)`.

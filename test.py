@@ -74,10 +74,11 @@ COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "predi
 
 
 def check_settings(cfg):
-    for name in ("beam_size", "batch_size"):
-        settings.check_range(cfg, name, low=1)
+    settings.check_range(cfg, "beam_size", low=1, high=256)
+    settings.check_range(cfg, "batch_size", low=1, high=1_000_000)
+    settings.check_range(cfg, "seed", low=0, high=settings.MAX_SEED)
     settings.check_range(cfg, "workers", low=0, high=256)
-    settings.check_range(cfg, "num_pictures", low=0)
+    settings.check_range(cfg, "num_pictures", low=0, high=10_000)
     if cfg.split not in SPLITS:
         raise ValueError(f"--split {cfg.split} is none of {', '.join(SPLITS)}")
     if (cfg.image is None) != (cfg.question is None):

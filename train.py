@@ -102,9 +102,10 @@ LOOK_STEPS = 50  # between looks at the loss: a look waits for the device
 
 def check_loop_settings(cfg):
     """The ranges of the settings that both stages share."""
-    for name in ("epochs", "batch_size", "patience"):
-        settings.check_range(cfg, name, low=1)
+    for name, high in (("epochs", 100_000), ("batch_size", 1_000_000), ("patience", 1_000_000)):
+        settings.check_range(cfg, name, low=1, high=high)
     settings.check_range(cfg, "workers", low=0, high=256)
+    settings.check_range(cfg, "seed", low=0, high=settings.MAX_SEED)
     for name in ("learning_rate", "max_grad_norm"):
         settings.check_range(cfg, name, low=0, low_open=True, high=1e6)
     settings.check_range(cfg, "weight_decay", low=0, high=10)
@@ -118,8 +119,8 @@ def check_settings(cfg):
     settings.check_range(cfg, "hidden_size", low=4, high=65536)
     settings.check_range(cfg, "answer_max_len", low=2, high=512)
     settings.check_range(cfg, "question_max_len", low=1, high=1024)
-    for name in ("num_layers", "min_word_freq"):
-        settings.check_range(cfg, name, low=1)
+    settings.check_range(cfg, "num_layers", low=1, high=64)
+    settings.check_range(cfg, "min_word_freq", low=1)
     if cfg.image_pooling == "attention" and cfg.hidden_size % 4:
         raise ValueError(f"--hidden-size {cfg.hidden_size} must be a multiple of 4, the heads of --image-pooling attention")
 

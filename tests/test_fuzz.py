@@ -109,7 +109,8 @@ def test_official_json(kind, tmp_path):
 def test_pictures(suffix, tmp_path):
     y, x = np.mgrid[:40, :50]
     Image.fromarray(np.stack([x * 5, y * 6, x + y], -1).astype(np.uint8)).save(tmp_path / f"a{suffix}")
-    for _, picture in fuzz(tmp_path / f"a{suffix}", lambda: open_picture(tmp_path / f"a{suffix}"), suffix, CASES // 4, UNREADABLE):
+    path = tmp_path / f"a{suffix}"
+    for _, picture in fuzz(path, lambda: open_picture(path), suffix, CASES // 4, UNREADABLE):
         assert picture.mode == "RGB"
 
 
