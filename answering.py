@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from device import fits_memory
 from features import tokenize_questions
 from pictures import UNREADABLE, open_picture
 from vocab import UNK
@@ -19,8 +20,8 @@ def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=204
     model.eval()
     parts = []
     for index in tqdm(torch.arange(len(dataset)).split(batch_size), "answering", unit=" batches", leave=False, delay=1):
-        batch = dataset.batch(index, image_index)
-        with precision.autocast():
+        with fits_memory(batch_size), precision.autocast():
+            batch = dataset.batch(index, image_index)
             parts.append(model.generate(batch, answer_max_len, beam_size))
     # brought to the host once, at the end: a look at every batch would stall the device
     answer_ids, confidences, gates = (torch.cat(column).tolist() for column in zip(*parts, strict=True))

@@ -1,9 +1,20 @@
 """Where to compute, and how precisely."""
+import contextlib
 import os
 
 import torch
 
 AMP_MODES = ("auto", "bf16", "fp16", "off")
+
+
+@contextlib.contextmanager
+def fits_memory(batch_size, flag="--batch-size"):
+    """Running out of the device's memory becomes a ValueError that says which batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = f"try {flag} {max(1, batch_size // 2)}" if batch_size > 1 else "one row alone is too much: use --device cpu"
+        raise ValueError(f"{flag} {batch_size} does not fit the device's memory: {smaller}") from error
 
 
 class Precision:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import ranks
 from capture import CapturedStep
+from device import fits_memory
 from optimizer import group_rates
 from vocab import PAD
 
@@ -39,7 +40,12 @@ class TrainingStep:
             self.captured.start_epoch(answer_index)
 
     def __call__(self, rows):
-        """One step on `rows` (B,), a CPU tensor."""
+        """One step on `rows` (B,), a CPU tensor. ValueError where they do not fit the device's memory."""
+        with fits_memory(self.cfg.batch_size):
+            self.take(rows)
+
+    def take(self, rows):
+        """The step, captured or not, on this process's part of `rows`."""
         if self.captured and len(rows) == self.cfg.batch_size:
             self.captured(rows)
             return

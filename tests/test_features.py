@@ -70,6 +70,19 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"states-{name}.npy"]
 
 
+def test_out_of_memory_while_encoding_halves_the_batch(tmp_path):
+    sizes = []
+
+    def encode(rows):
+        sizes.append(rows.stop - rows.start)
+        if sizes[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.arange(rows.start, rows.stop).float().unsqueeze(1)
+
+    states = stored_states("states", ["key"], 70, encode, tmp_path, CPU, "things")
+    assert states[:, 0].tolist() == list(range(70)) and max(size for size in sizes if size <= 10) == 8
+
+
 def test_cut_questions_are_counted(encoders, capsys):
     ids, lengths = features.tokenize_questions(encoders.question.tokenizer, ["What is on the left?" * 9, "What?"], 6)
     assert ids.shape[1] == 6 and lengths.max() == 6 and "2 distinct, 1 cut" in capsys.readouterr().out

@@ -312,6 +312,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_config, tmp_path, monkeypat
     assert read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")["epoch"] == 0
 
 
+def test_out_of_memory_says_which_batch_size_to_try(run_config, monkeypatch):
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(step.TrainingStep, "train_on", too_much)
+    with pytest.raises(ValueError, match="--batch-size 16 does not fit the device's memory: try --batch-size 8"):
+        train.main(run_config())
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda c: c.pop("vocab"), "lacks vocab"),
     (lambda c: c.update(format="nanoGPT"), "'nanoGPT'"),
