@@ -28,6 +28,14 @@ def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=204
     return [vocab.decode(ids) for ids in answer_ids], confidences, [None if math.isnan(gate) else gate for gate in gates]
 
 
+def validation_scores(texts, labels):
+    """Mean sentence BLEU and exact match (0 to 100) of the validation answers."""
+    from metrics import exact_match, sentence_bleu
+    pairs = list(zip(texts, labels, strict=True))
+    return {"val_bleu": round(sum(sentence_bleu(text, [label]) for text, label in pairs) / len(pairs), 3),
+            "val_exact_match": round(sum(exact_match(text, label) for text, label in pairs) / len(pairs), 3)}
+
+
 def exchanged_pictures(dataset, seed):
     """For each row another picture (N,): the distinct pictures form one random circle, each row gets its picture's next.
 

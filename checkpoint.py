@@ -76,7 +76,7 @@ def checkpoint_vocab(checkpoint, path):
 
 def check_encoders(checkpoint, encoders, path):
     """Raise ValueError where the loaded encoders are not those that the checkpoint was trained with."""
-    found = {"clip": encoders.image.fingerprint, "gpt2": encoders.question.fingerprint}
+    found = encoders.fingerprints()
     for name, expected in checkpoint["encoders"]["fingerprints"].items():
         if found[name] != expected:
             raise ValueError(f"{path} was trained with {checkpoint['encoders'][f'{name}_model']} of fingerprint {expected}, "

@@ -52,6 +52,10 @@ class Encoders:
     image: ImageEncoder
     question: QuestionEncoder
 
+    def fingerprints(self):
+        """{"clip": ..., "gpt2": ...}: what a checkpoint is tied to."""
+        return {"clip": self.image.fingerprint, "gpt2": self.question.fingerprint}
+
 
 def load_encoders(clip_model, clip_pretrained, gpt2_model):
     """Both encoders by name or folder, printed with their sizes. Raises ValueError or FileNotFoundError of one line."""

@@ -18,7 +18,7 @@ from checkpoint import read_checkpoint, restore_model
 from device import Precision
 from pixels import decode_pictures
 from preprocess import data_hashes
-from rows import data_folder, read_rows, rows_of_split
+from rows import data_folder
 from run_folder import only_run_in
 
 
@@ -106,26 +106,21 @@ def main(cfg):
     print(f"computing on {precision}")
     ranks.join(precision.device)
     checkpoint, earlier_stages = read_stage_one(cfg.checkpoint)
-    rows = read_rows(cfg.data_dir)
-    for split in ("train", "val"):
-        rows_of_split(rows, split)  # an empty split should fail before minutes of encoding
-    _, encoders, vocab, model = restore_model(cfg.checkpoint, checkpoint)
-    sizes = checkpoint["sizes"]
-    torch.manual_seed(cfg.seed)
-    model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
-    model.to(precision.device)
-    if cfg.compile:
-        model.compile_blocks()
-
-    pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
-                             sizes["picture_decoder"])
-    train_set, val_set = train.make_datasets(model, encoders, pixels, pixels.readable(rows), vocab, sizes, cfg, precision)
-    identity = {"stage": "fine tuning", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
-                "data": data_hashes(train_set, val_set),
-                "encoders": checkpoint["encoders"],
-                "cut": {"clip_layers": cfg.clip_layers, "gpt2_layers": cfg.gpt2_layers}}
-    learning_rates = {"head": cfg.learning_rate, "clip": cfg.clip_learning_rate, "gpt2": cfg.gpt2_learning_rate}
     with only_run_in(cfg.output_dir):
+        rows = train.read_trainable_rows(cfg.data_dir)
+        _, encoders, vocab, model = restore_model(cfg.checkpoint, checkpoint)
+        sizes = checkpoint["sizes"]
+        torch.manual_seed(cfg.seed)
+        model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
+        model.to(precision.device)
+        pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+                                 sizes["picture_decoder"])
+        train_set, val_set = train.make_datasets(model, encoders, pixels, pixels.readable(rows), vocab, sizes, cfg, precision)
+        identity = {
+            "stage": "fine tuning", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
+            "data": data_hashes(train_set, val_set), "encoders": checkpoint["encoders"],
+            "cut": {"clip_layers": cfg.clip_layers, "gpt2_layers": cfg.gpt2_layers}}
+        learning_rates = {"head": cfg.learning_rate, "clip": cfg.clip_learning_rate, "gpt2": cfg.gpt2_learning_rate}
         train.fit(model, train_set, val_set, learning_rates, cfg, precision, identity, earlier_stages)
 
 

@@ -29,10 +29,16 @@ def only_run_in(output_dir):
         yield
         return
     folder = Path(output_dir)
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with only_holder(folder, f"another run is writing to {folder}: wait for it, or choose another --output-dir"):
         remove_temporaries(folder)
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # what failed before it wrote anything leaves nothing
+                for path in new_folders:
+                    path.rmdir()
 
 
 class StopSignal:

@@ -1,4 +1,4 @@
-"""One training step: forward, scale, backward, unscale, clip, step, update; and whether the loss stays finite."""
+"""The loss, how it is measured, and one training step: forward, scale, backward, unscale, clip, step, update."""
 import math
 from pathlib import Path
 
@@ -19,6 +19,19 @@ def answer_loss(model, batch, label_smoothing=0.0):
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
                            ignore_index=PAD, label_smoothing=label_smoothing, reduction="sum")
     return loss, (targets != PAD).sum()
+
+
+@torch.no_grad()
+def evaluate(model, dataset, batch_size, precision, order=None):
+    """Mean loss in nats per answer word (the end counts as one), in eval mode, without smoothing."""
+    model.eval()
+    order = torch.arange(len(dataset)) if order is None else order
+    totals = torch.zeros(2, device=precision.device, dtype=torch.float64)  # nats, words
+    for index in order.split(batch_size)[ranks.rank()::ranks.world_size()]:
+        with precision.autocast():
+            totals += torch.stack(answer_loss(model, dataset.batch(index)))
+    nats, words = ranks.add_up(totals).tolist()
+    return nats / words
 
 
 class TrainingStep:

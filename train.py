@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import ranks
 import settings
-from answering import answer_rows
+from answering import answer_rows, validation_scores
 from checkpoint import FIXED, build_model
 from device import Precision
 from encoders import load_encoders
@@ -25,7 +25,7 @@ from pixels import decode_pictures
 from preprocess import VQADataset, data_hashes, report_answers, training_answers
 from rows import data_folder, read_rows, rows_of_split
 from run_folder import RunFolder, StopSignal, only_run_in, restore_random_state, watched_rows
-from step import TrainingStep, answer_loss, require_finite
+from step import TrainingStep, evaluate, require_finite
 from vocab import Vocab
 
 
@@ -102,8 +102,8 @@ LOOK_STEPS = 50  # between looks at the loss: a look waits for the device
 
 def check_loop_settings(cfg):
     """The ranges of the settings that both stages share."""
-    for name, high in (("epochs", 100_000), ("batch_size", 1_000_000), ("patience", 1_000_000)):
-        settings.check_range(cfg, name, low=1, high=high)
+    for name in ("epochs", "batch_size", "patience"):
+        settings.check_range(cfg, name, low=1, high=1_000_000)
     settings.check_range(cfg, "workers", low=0, high=256)
     settings.check_range(cfg, "seed", low=0, high=settings.MAX_SEED)
     for name in ("learning_rate", "max_grad_norm"):
@@ -123,33 +123,6 @@ def check_settings(cfg):
     settings.check_range(cfg, "min_word_freq", low=1)
     if cfg.image_pooling == "attention" and cfg.hidden_size % 4:
         raise ValueError(f"--hidden-size {cfg.hidden_size} must be a multiple of 4, the heads of --image-pooling attention")
-
-
-# ---- how the model is measured
-
-
-@torch.no_grad()
-def evaluate(model, dataset, batch_size, precision, order=None):
-    """Mean loss in nats per answer word (the end counts as one), in eval mode, without smoothing."""
-    model.eval()
-    order = torch.arange(len(dataset)) if order is None else order
-    totals = torch.zeros(2, device=precision.device, dtype=torch.float64)  # nats, words
-    for index in order.split(batch_size)[ranks.rank()::ranks.world_size()]:
-        with precision.autocast():
-            totals += torch.stack(answer_loss(model, dataset.batch(index)))
-    nats, words = ranks.add_up(totals).tolist()
-    return nats / words
-
-
-def validation_scores(texts, labels):
-    """Mean sentence BLEU and exact match (0 to 100) of the validation answers."""
-    from metrics import exact_match, sentence_bleu
-    pairs = list(zip(texts, labels, strict=True))
-    return {"val_bleu": round(sum(sentence_bleu(text, [label]) for text, label in pairs) / len(pairs), 3),
-            "val_exact_match": round(sum(exact_match(text, label) for text, label in pairs) / len(pairs), 3)}
-
-
-# ---- the loop
 
 
 def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, earlier_stages=()):
@@ -224,7 +197,8 @@ def train_epoch(take_step, dataset, run, cfg, stop):
             take_step(rows)
             bar.update(len(rows))
             state["step"] = step + 1
-            if state["step"] % LOOK_STEPS == 0 or state["step"] == steps or stop.noted:
+            # of several processes each looks at the same steps, since a look is a meeting
+            if state["step"] % LOOK_STEPS == 0 or state["step"] == steps or (stop.noted and ranks.world_size() == 1):
                 bar.set_postfix(loss=f"{take_step.look(epoch):.3f}", refresh=False)
                 run.require_few_overflows((epoch - 1) * steps + state["step"])
                 if state["step"] < steps and ranks.any_of(stop.noted):
@@ -244,38 +218,47 @@ def main(cfg):
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     ranks.join(precision.device)
-    rows = read_rows(cfg.data_dir)
+    with only_run_in(cfg.output_dir):
+        rows = read_trainable_rows(cfg.data_dir)
+        encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
+        check_question_length(cfg, encoders.question.gpt2.config.n_positions)
+        pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+                                 cfg.picture_decoder)
+        rows = pixels.readable(rows)
+        vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)
+        print(f"vocabulary: {len(vocab)} words")
+
+        torch.manual_seed(cfg.seed)
+        sizes = {name: getattr(cfg, name) for name in FIXED}
+        model = build_model(encoders, len(vocab), sizes).to(precision.device)
+        train_set, val_set = make_datasets(model, encoders, pixels, rows, vocab, sizes, cfg, precision)
+        names = {name: getattr(cfg, name) for name in ("clip_model", "clip_pretrained", "gpt2_model")}
+        identity = {
+            "stage": "feature extraction", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
+            "data": data_hashes(train_set, val_set), "encoders": {**names, "fingerprints": encoders.fingerprints()},
+            "cut": {"clip_layers": 0, "gpt2_layers": 0}}
+        fit(model, train_set, val_set, {"head": cfg.learning_rate}, cfg, precision, identity)
+
+
+def read_trainable_rows(data_dir):
+    """All rows of `data_dir`. Raises ValueError, before minutes of encoding, where none are for training or validation."""
+    rows = read_rows(data_dir)
     for split in ("train", "val"):
-        rows_of_split(rows, split)  # an empty split should fail before minutes of encoding
-    encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
-    positions = encoders.question.gpt2.config.n_positions
+        rows_of_split(rows, split)
+    return rows
+
+
+def check_question_length(cfg, positions):
+    """Raise ValueError where questions may be longer than GPT-2's `positions`."""
     if cfg.question_max_len > positions:
         raise ValueError(f"--question-max-len {cfg.question_max_len} is more than the {positions} positions of "
                          f"{cfg.gpt2_model}")
-    pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
-                             cfg.picture_decoder)
-    rows = pixels.readable(rows)
-    vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)
-    print(f"vocabulary: {len(vocab)} words")
-
-    torch.manual_seed(cfg.seed)
-    sizes = {name: getattr(cfg, name) for name in FIXED}
-    model = build_model(encoders, len(vocab), sizes).to(precision.device)
-    if cfg.compile:
-        model.compile_blocks()
-    train_set, val_set = make_datasets(model, encoders, pixels, rows, vocab, sizes, cfg, precision)
-    identity = {
-        "stage": "feature extraction", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
-        "data": data_hashes(train_set, val_set),
-        "encoders": {"clip_model": cfg.clip_model, "clip_pretrained": cfg.clip_pretrained, "gpt2_model": cfg.gpt2_model,
-                     "fingerprints": {"clip": encoders.image.fingerprint, "gpt2": encoders.question.fingerprint}},
-        "cut": {"clip_layers": 0, "gpt2_layers": 0}}
-    with only_run_in(cfg.output_dir):
-        fit(model, train_set, val_set, {"head": cfg.learning_rate}, cfg, precision, identity)
 
 
 def make_datasets(model, encoders, pixels, rows, vocab, sizes, cfg, precision):
     """The training and the validation set of `rows` at the model's cut; prints what lengths and vocabulary cost."""
+    if cfg.compile:
+        model.compile_blocks()
     parts = [rows_of_split(rows, split) for split in ("train", "val")]
     for part in parts:
         report_answers(part, vocab, sizes["answer_max_len"])

@@ -13,8 +13,7 @@ import train
 from checkpoint import read_checkpoint, restore_model, save_checkpoint
 from device import Precision
 from optimizer import make_optimizer, schedule
-from step import answer_loss
-from train import evaluate
+from step import answer_loss, evaluate
 from vocab import END, PAD, START
 
 CPU = Precision("cpu")
