@@ -1,17 +1,21 @@
-# make demo    the five steps on the embedded default, about six minutes on two CPU cores
-# make test    lint and tests, under ten minutes
-# make test-slow  random kills and long fuzzing, about a quarter of an hour
-# make ablations  what each choice is worth: ten variants, three seeds each, about an hour
-# make lint    ruff alone
-# make clean   remove what the demo made (keeps .venv and real runs)
+# make demo       the five steps on the embedded default, under six minutes on two CPU cores
+# make test       lint and tests, under ten minutes
+# make test-slow  loops of kills and the largest sizes, about a quarter of an hour
+# make ablations  what each choice is worth: ten variants with three seeds each, about an hour
+# make lint       ruff alone
+# make clean      remove what demo, ablations and benchmarks made (keeps .venv and real runs)
 PYTHON ?= python3
 PY = .venv/bin/python
 DEMO_DATA = --data-dir demo/mini_vqa_v2 --cache-dir demo/cache
+DEMO_TRAIN = --clip-model local-dir:demo/encoders/clip --gpt2-model demo/encoders/gpt2 \
+  --hidden-size 128 --learning-rate 2e-3 --weight-decay 0.05 --epochs 30 --patience 5
+DEMO_FINE_TUNE = --epochs 4 --patience 5 --weight-decay 0.05 \
+  --learning-rate 1e-3 --clip-learning-rate 1e-3 --gpt2-learning-rate 1e-3
 STAGE_1 = output/demo/feature_extraction
 STAGE_2 = output/demo/fine_tuning
 DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint output/demo/question_only/vqa_checkpoint.pt
 
-.PHONY: demo test test-slow ablations lint clean install
+.PHONY: demo demo-data test test-slow ablations lint clean install
 
 install: .venv/installed
 
@@ -26,20 +30,22 @@ install: .venv/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: .venv/installed
-	$(PY) demo/make_scenes.py
-	$(PY) mini_vqa_v2.py --vqa-dir demo/vqa_v2 --image-dir demo/vqa_v2/train2014 --output-dir demo/mini_vqa_v2
-	$(PY) train.py $(DEMO_DATA) --output-dir $(STAGE_1) \
-	  --clip-model local-dir:demo/encoders/clip --gpt2-model demo/encoders/gpt2 \
-	  --hidden-size 128 --learning-rate 2e-3 --weight-decay 0.05 --epochs 30 --patience 5
+demo: .venv/installed demo-data
+	$(PY) train.py $(DEMO_DATA) --output-dir $(STAGE_1) $(DEMO_TRAIN)
 	$(PY) fine_tune.py $(DEMO_DATA) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --output-dir $(STAGE_2) \
-	  --clip-layers 2 --gpt2-layers 2 --epochs 4 --patience 5 --weight-decay 0.05 \
-	  --learning-rate 1e-3 --clip-learning-rate 1e-3 --gpt2-learning-rate 1e-3
+	  --clip-layers 2 --gpt2-layers 2 $(DEMO_FINE_TUNE)
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --results-dir results/demo/stage_1 \
 	  --results-csv output/demo/stage_1_results.csv --metrics-json output/demo/stage_1_metrics.json
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_2)/vqa_checkpoint.pt --results-dir results/demo \
 	  --results-csv output/demo/vqa_test_results.csv --metrics-json output/demo/vqa_test_metrics.json
 	$(PY) demo/show_table.py
+
+demo-data: .venv/installed
+	$(PY) demo/make_scenes.py
+	$(PY) mini_vqa_v2.py --vqa-dir demo/vqa_v2 --image-dir demo/vqa_v2/train2014 --output-dir demo/mini_vqa_v2
+
+ablations: .venv/installed demo-data
+	$(PY) demo/ablations.py $(DEMO_DATA) --train-flags "$(DEMO_TRAIN)" --fine-tune-flags "$(DEMO_FINE_TUNE)"
 
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
@@ -51,5 +57,5 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf demo/vqa_v2 demo/mini_vqa_v2 demo/cache output/demo results/demo
+	rm -rf demo/vqa_v2 demo/mini_vqa_v2 demo/cache output/demo output/ablations results/demo benchmarks/results
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,4 +1,6 @@
+import copy
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -207,6 +209,25 @@ def test_bf16_autocast_gives_nearly_the_same_answers(make_model, dataset_of, dat
         rounded = model(batch, batch["answer_ids"])
     assert rounded.dtype == torch.float32
     assert (exact - rounded).abs().max() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_blocks_give_the_same_logits_and_gradients(make_model, dataset_of, data_dir):
+    """torch.compile may reorder sums: 1e-4 in float32, for batches of different sizes."""
+    models = [make_model(vocab_size(data_dir), clip_layers=2, gpt2_layers=1)]
+    models.append(copy.deepcopy(models[0]))
+    models[1].compile_blocks()
+    dataset, _ = dataset_of(models[0])
+    for size in (12, 7):
+        batch = dataset.batch(torch.arange(size))
+        logits = [model(batch, batch["answer_ids"]) for model in models]
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    for one in logits:
+        one.square().mean().backward()
+    for name, parameter in models[0].named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(models[1].get_parameter(name).grad, parameter.grad, atol=1e-4, rtol=1e-3)
 
 
 def test_the_fingerprint_changes_with_one_weight(encoder_flags):
