@@ -16,9 +16,9 @@ class CapturedStep:
     def __init__(self, step, dataset, batch_size, precision):
         """`step(batch)`: one training step without a look at the device. Raises ValueError where it cannot be captured."""
         store, device = dataset.store, precision.device
-        if precision.amp == "fp16" or ranks.world_size() > 1:
-            raise ValueError("--capture goes with one process and --amp bf16 or off; use --no-capture")
-        if device.type != "cuda" or store.image_states.device != device or store.question_states.device != device:
+        if ranks.world_size() > 1:
+            raise ValueError("--capture goes with one process; use --no-capture")
+        if store.image_states.device != device or store.question_states.device != device:
             raise ValueError("--capture needs a CUDA device that the stored outputs fit on; use --no-capture")
         self.step, self.dataset = step, dataset
         self.rows = torch.zeros(batch_size, dtype=torch.long, device=device)

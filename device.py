@@ -20,8 +20,8 @@ def fits_memory(batch_size, flag="--batch-size"):
 class Precision:
     """The device and the autocast dtype of a run: bf16 where the device has it, else fp16, off on CPU unless asked."""
 
-    def __init__(self, device="auto", amp="auto"):
-        """Raises ValueError for a device that is not there or a mode it cannot do."""
+    def __init__(self, device="auto", amp="auto", capture=False):
+        """Raises ValueError for a device that is not there, a mode or a `capture` (capture.py) that it cannot do."""
         if amp not in AMP_MODES:
             raise ValueError(f"--amp {amp} is none of {', '.join(AMP_MODES)}")
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -45,6 +45,9 @@ class Precision:
             amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         elif amp == "auto":
             amp = "off"
+        if capture and (not on_cuda or amp == "fp16"):
+            raise ValueError(f"--capture needs a CUDA device and --amp bf16 or off, and this run has {self.device.type} and "
+                             f"{amp}; use --no-capture")
         self.amp = amp
         self.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 

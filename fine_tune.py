@@ -74,6 +74,8 @@ class Config:
 
 def check_settings(cfg):
     train.check_loop_settings(cfg)
+    for name in ("clip_layers", "gpt2_layers"):
+        settings.check_range(cfg, name, low=0)
     for name in ("clip_learning_rate", "gpt2_learning_rate"):
         settings.check_range(cfg, name, low=0, low_open=True, high=1e6)
     if Path(cfg.output_dir).resolve() == Path(cfg.checkpoint).parent.resolve():
@@ -102,7 +104,7 @@ def read_stage_one(path):
 
 def main(cfg):
     check_settings(cfg)
-    precision = Precision(cfg.device, cfg.amp)
+    precision = Precision(cfg.device, cfg.amp, cfg.capture)
     print(f"computing on {precision}")
     ranks.join(precision.device)
     checkpoint, earlier_stages = read_stage_one(cfg.checkpoint)

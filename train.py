@@ -215,7 +215,7 @@ def generator(seed, epoch):
 
 def main(cfg):
     check_settings(cfg)
-    precision = Precision(cfg.device, cfg.amp)
+    precision = Precision(cfg.device, cfg.amp, cfg.capture)
     print(f"computing on {precision}")
     ranks.join(precision.device)
     with only_run_in(cfg.output_dir):
