@@ -45,7 +45,7 @@ demo-data: .venv/installed
 	$(PY) mini_vqa_v2.py --vqa-dir demo/vqa_v2 --image-dir demo/vqa_v2/train2014 --output-dir demo/mini_vqa_v2
 
 ablations: .venv/installed demo-data
-	$(PY) demo/ablations.py $(DEMO_DATA) --train-flags "$(DEMO_TRAIN)" --fine-tune-flags "$(DEMO_FINE_TUNE)"
+	$(PY) demo/ablations.py $(DEMO_DATA) --train-flags="$(DEMO_TRAIN)" --fine-tune-flags="$(DEMO_FINE_TUNE)"
 
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"

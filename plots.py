@@ -156,7 +156,9 @@ def draw_curves(stages, path):
     """
     with_scores = any(_score_columns(rows) for _, rows in stages)
     heights = (3.0, 1.5, 1.5) if with_scores else (3.0, 1.5)
-    widths, height = [max(4, len(rows)) for _, rows in stages], 1.15 + sum(heights)
+    longest = max(len(rows) for _, rows in stages)
+    widths = [max(4, longest / 3, len(rows)) for _, rows in stages]  # so that the names of three groups of weights fit
+    height = 1.15 + sum(heights)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, height), dpi=DPI)
         grid = figure.subplots(len(heights), len(stages), sharey="row", squeeze=False,

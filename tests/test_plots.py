@@ -3,6 +3,7 @@ import math
 
 import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import plots
@@ -90,6 +91,13 @@ def test_curves_mark_the_first_epoch_of_lowest_validation_loss_in_every_stage(fi
     assert losses[0].get_ylim() == losses[1].get_ylim(), "both stages are to be on one scale"
     assert [axes.get_yscale() for axes in rates] == ["log", "log"]
     assert [text.get_text() for text in rates[1].get_legend().get_texts()] == ["head", "clip"]
+
+
+def test_the_names_of_a_short_stage_fit_beside_a_long_one(figure_of):
+    stage_2 = log([1.0] * 4, **{f"learning_rate_{group}": [1e-3] * 4 for group in ("head", "clip", "gpt2")})
+    figure = figure_of(plots.draw_curves, [("Stage 1", log([2.0] * 30)), ("Stage 2", stage_2)])
+    legend = figure.axes[-1].get_legend().get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert legend.x1 <= figure.bbox.x1
 
 
 def test_curves_of_a_diverged_run_and_of_the_first_moment(figure_of):
