@@ -2,8 +2,8 @@
 
 Reads nothing. Writes OUTPUT_DIR/clip (open_clip's `local-dir:` format), OUTPUT_DIR/gpt2 (transformers' format),
 their logs (clip_log.csv, gpt2_log.csv), pretraining.png and settings_PARTS.json. Every scene used here has a
-description that the demo never shows (demo/world.py: belongs_to_demo). On two cores 32 minutes for CLIP and 2 for
-GPT-2; the logs have the seconds.
+description that the demo never shows (demo/world.py: belongs_to_demo). On two cores to themselves about 50 minutes for
+CLIP and 1 for GPT-2; the logs have the seconds.
 """
 import csv
 import dataclasses
@@ -82,6 +82,8 @@ def main(cfg):
     """Pretrain what `cfg.parts` names and write it."""
     if cfg.parts not in ("both", "clip", "gpt2"):
         raise ValueError(f"--parts {cfg.parts} is unknown: use both, clip or gpt2")
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"torch {torch.__version__} has no Muon: pretraining needs torch 2.9 or newer (nothing else does)")
     for name in ("num_families", "clip_steps", "gpt2_steps", "num_texts", "workers"):
         settings.check_range(cfg, name, low=1)
     folder = Path(cfg.output_dir)
