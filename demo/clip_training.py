@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from demo import captions
 from demo.drawing import draw_scene
-from demo.world import belongs_to_demo, change_one_fact, sample_partition
+from demo.world import change_one_fact, may_be_pretrained, sample_partition
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 16
@@ -42,10 +42,10 @@ PREPROCESS = {"size": [IMAGE_SIZE, IMAGE_SIZE], "mode": "RGB", "mean": [MEAN] * 
 def family_of(seed, number):
     """FAMILY scenes for pretraining: one at random and changes of it, none of them the demo's."""
     rng = random.Random(f"pretraining {seed}:{number}")
-    scenes = [sample_partition(rng, demo=False)]
+    scenes = [sample_partition(rng, may_be_pretrained)]
     while len(scenes) < FAMILY:
         scene = change_one_fact(rng.choice(scenes), rng)
-        if not belongs_to_demo(scene):
+        if may_be_pretrained(scene):
             scenes.append(scene)
     return scenes
 

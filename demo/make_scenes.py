@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' sha
 import settings
 from demo.drawing import draw_scene
 from demo.questions import ask
-from demo.world import sample_partition
+from demo.world import belongs_to_demo, sample_partition
 from files import whole_file
 
 SUBSET = "train2014"
@@ -45,7 +45,7 @@ class Config:
 def demo_scene(seed, image_id):
     """The scene of one demo picture and the generator that goes on to ask about it."""
     rng = random.Random(f"{seed}:{image_id}")
-    return sample_partition(rng, demo=True), rng
+    return sample_partition(rng, belongs_to_demo), rng
 
 
 def make_picture(image_id, seed, image_dir):

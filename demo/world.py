@@ -1,8 +1,8 @@
 """What a cartoon scene contains: kinds, colours, places, relations. No drawing and no language here.
 
 A scene is described by discrete facts (`Scene.description`); where exactly a thing stands within its
-place is decided by the drawing. A hash of the description says whether a scene may be shown by the
-demo or belongs to the encoders' pretraining, so the two never share a described scene.
+place is decided by the drawing. Hashes of a scene's description and of its mirror image's say whether the demo may show it or
+the encoders' pretraining may draw it, so the two never share a described scene.
 """
 import dataclasses
 import zlib
@@ -25,7 +25,7 @@ ACTIONS = ("sitting", "sleeping", "running")
 PICTURE_SIZES = ((240, 180), (200, 200), (180, 220), (260, 180), (220, 200), (200, 240))
 
 NUM_THINGS_WEIGHTS = (10, 30, 35, 25)                # 1 to 4 things
-DEMO_SHARE = 4                                       # one description in four belongs to the demo
+RESERVED_SHARE = 4                                   # one description in four is never drawn by pretraining
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Scene:
         things = sorted("/".join(str(value) for value in dataclasses.astuple(thing)) for thing in self.things)
         return "|".join([self.time, self.weather, self.ground, *things])
 
+    def mirrored(self):
+        """The facts of the mirror image: left and right exchanged."""
+        return dataclasses.replace(self, things=tuple(dataclasses.replace(thing, column=2 - thing.column)
+                                                      for thing in self.things))
+
     def host_of(self, thing):
         """The thing that `thing` is on or under, or None."""
         if thing.layer not in ("on", "under"):
@@ -81,9 +86,20 @@ class Scene:
         return [other for other in self.grounded() if thing.layer == "ground" and abs(other.column - thing.column) == 1]
 
 
+def may_be_pretrained(scene):
+    """Whether pretraining may draw this description; it shows what it draws in a mirror, too."""
+    return not _reserved(scene.description())
+
+
 def belongs_to_demo(scene):
-    """Whether this description is the demo's; every other one may be used for pretraining."""
-    return zlib.crc32(scene.description().encode()) % DEMO_SHARE == 0
+    """Whether the demo may show this description: neither it nor its mirror image may be drawn by pretraining."""
+    own, twin = scene.description(), scene.mirrored().description()
+    # a scene that is its own mirror image passes a second draw as well, or it would be more likely than others
+    return _reserved(own) and _reserved(twin if twin != own else f"{own} again")
+
+
+def _reserved(text):
+    return zlib.crc32(text.encode()) % RESERVED_SHARE == 0
 
 
 def sample_scene(rng):
@@ -100,11 +116,11 @@ def sample_scene(rng):
                  things=tuple(things), look=rng.randrange(2 ** 32), picture_size=rng.choice(PICTURE_SIZES))
 
 
-def sample_partition(rng, demo):
-    """Draw scenes until one belongs to the demo (or to pretraining, with demo=False)."""
+def sample_partition(rng, belongs):
+    """Draw scenes until one `belongs`: belongs_to_demo or may_be_pretrained."""
     while True:
         scene = sample_scene(rng)
-        if belongs_to_demo(scene) == demo:
+        if belongs(scene):
             return scene
 
 

@@ -144,10 +144,27 @@ def test_no_demo_scene_is_described_in_pretraining():
     families = [scene for number in range(300) for scene in clip_training.family_of(7, number)]
     assert not demo & {scene.description() for scene in families}
     assert all(world.belongs_to_demo(demo_scene(SEED, number)[0]) for number in range(1, 300))
-    assert not any(world.belongs_to_demo(scene) for scene in families)
+    assert all(world.may_be_pretrained(scene) for scene in families)
     # the rule is what keeps them apart: without it simple scenes would meet
     anything = [world.sample_scene(random.Random(number)) for number in range(1500)]
-    assert 0.15 < np.mean([world.belongs_to_demo(scene) for scene in anything]) < 0.35
+    assert 0.65 < np.mean([world.may_be_pretrained(scene) for scene in anything]) < 0.85
+
+
+def test_no_mirrored_picture_of_pretraining_shows_a_demo_scene():
+    """Pretraining also sees every family in a mirror."""
+    demo = [demo_scene(SEED, number)[0] for number in range(1, 1500)]
+    assert not any(world.may_be_pretrained(scene.mirrored()) for scene in demo)
+    left = world.Thing("cat", "red", None, "big", "sitting", "ground", 0)
+    scene = world.Scene("day", "clear", "meadow", (left, dataclasses.replace(left, kind="dog", column=1)))
+    assert [thing.column for thing in scene.mirrored().things] == [2, 1]
+    assert set(captions.statements(scene.mirrored())) == {captions.mirrored(text) for text in captions.statements(scene)}
+
+
+def test_scenes_that_are_their_own_mirror_image_are_as_likely_in_the_demo():
+    def share(scenes):
+        return np.mean([scene.mirrored().description() == scene.description() for scene in scenes])
+    anything = [world.sample_scene(random.Random(number)) for number in range(4000)]
+    assert abs(share(anything) - share([demo_scene(SEED, number)[0] for number in range(1, 4001)])) < 0.02
 
 
 def test_captions_do_not_use_the_answers_templates(kept):
@@ -231,12 +248,12 @@ def test_drawing_depends_on_every_fact():
 def test_gpt2_texts_are_about_pretraining_scenes_only(monkeypatch):
     partitions = []
 
-    def spy(rng, demo):
-        partitions.append(demo)
-        return world.sample_partition(rng, demo)
+    def spy(rng, belongs):
+        partitions.append(belongs)
+        return world.sample_partition(rng, belongs)
     monkeypatch.setattr(gpt2_training, "sample_partition", spy)
     texts = gpt2_training.question_texts(5, seed=1)
-    assert partitions == [False] * 5
+    assert partitions == [world.may_be_pretrained] * 5
     assert all(text.count("?") == gpt2_training.QUESTIONS_PER_TEXT for text in texts)
 
 
