@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from device import fits_memory
+from device import slices_of, within_memory
 from features import tokenize_questions
 from pictures import UNREADABLE, open_picture
 from vocab import UNK
@@ -15,14 +15,17 @@ from vocab import UNK
 def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=2048, beam_size=1, image_index=None):
     """Answers of all rows: texts, confidences (0..1) and the gate's shares of the picture (0..1, None without a gate).
 
-    `image_index` (N,) shows the rows other pictures.
+    `image_index` (N,) shows the rows other pictures. A batch that does not fit the device's memory is halved.
     """
     model.eval()
+
+    def answers_of(rows):
+        batch = dataset.batch(torch.arange(rows.start, rows.stop), image_index)
+        return model.generate(batch, answer_max_len, beam_size)
+
     parts = []
-    for index in tqdm(torch.arange(len(dataset)).split(batch_size), "answering", unit=" batches", leave=False, delay=1):
-        with fits_memory(batch_size), precision.autocast():
-            batch = dataset.batch(index, image_index)
-            parts.append(model.generate(batch, answer_max_len, beam_size))
+    for rows in tqdm(slices_of(len(dataset), batch_size), "answering", unit=" batches", leave=False, delay=1):
+        parts += within_memory(answers_of, rows, precision)
     # brought to the host once, at the end: a look at every batch would stall the device
     answer_ids, confidences, gates = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
     return [vocab.decode(ids) for ids in answer_ids], confidences, [None if math.isnan(gate) else gate for gate in gates]

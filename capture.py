@@ -5,8 +5,6 @@ set's longest question and answer, and the states must lie on the device. The la
 """
 import torch
 
-import ranks
-
 WARM_UP_STEPS = 3  # real steps on a side stream, before which the allocator and cuDNN have not settled
 
 
@@ -16,8 +14,6 @@ class CapturedStep:
     def __init__(self, step, dataset, batch_size, precision):
         """`step(batch)`: one training step without a look at the device. Raises ValueError where it cannot be captured."""
         store, device = dataset.store, precision.device
-        if ranks.world_size() > 1:
-            raise ValueError("--capture goes with one process; use --no-capture")
         if store.image_states.device != device or store.question_states.device != device:
             raise ValueError("--capture needs a CUDA device that the stored outputs fit on; use --no-capture")
         self.step, self.dataset = step, dataset
@@ -38,9 +34,7 @@ class CapturedStep:
         self.rows.copy_(rows, non_blocking=True)
         self.calls += 1
         if self.graph is None and self.calls > WARM_UP_STEPS:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records, computes nothing
-                self.step(self.fixed_batch())
+            self.graph = self.record()
         if self.graph is not None:
             self.graph.replay()
             return
@@ -48,6 +42,17 @@ class CapturedStep:
         with torch.cuda.stream(self.side):
             self.step(self.fixed_batch())
         torch.cuda.current_stream().wait_stream(self.side)
+
+    def record(self):
+        """The step as a graph; recording computes nothing. Raises ValueError where the device cannot."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.step(self.fixed_batch())
+        except RuntimeError as error:  # also what is left of running out of memory once the recording is given up
+            raise ValueError(f"the training step cannot be captured ({error!s:.150}): use --no-capture, or a smaller "
+                             "--batch-size") from error
+        return graph
 
     def fixed_batch(self):
         """The batch of `self.rows`, gathered on the device; every shape is the same at every call."""

@@ -13,10 +13,17 @@ from model import VQAModel
 from vocab import Vocab
 
 FORMAT = "generative-vqa checkpoint 1"
-# what stage 1 fixes for every later script: the checkpoint's "sizes"
-FIXED = ("hidden_size", "num_layers", "dropout", "question_max_len", "answer_max_len", "inputs", "fusion", "image_pooling",
-         "answer_sampling", "picture_decoder")
 KEYS = ("format", "stage", "weights", "vocab", "sizes", "encoders", "cut", "settings", "epoch", "val_loss")
+# what the entries of a checkpoint are: a type, a range or a tuple of choices, or a dict of entries
+COUNT, SIZE = range(10 ** 9), range(1, 10 ** 6)
+KINDS = {"weights": dict, "vocab": list, "settings": dict, "stage": str, "epoch": COUNT, "val_loss": float,
+         "sizes": {"hidden_size": SIZE, "num_layers": SIZE, "dropout": float, "question_max_len": SIZE, "answer_max_len": SIZE,
+                   "inputs": ("both", "question", "image"), "fusion": ("gated", "concat"),
+                   "image_pooling": ("pooled", "attention"), "answer_sampling": ("majority", "humans"),
+                   "picture_decoder": ("pillow", "fast")},
+         "encoders": {"clip_model": str, "clip_pretrained": str, "gpt2_model": str, "fingerprints": {"clip": str, "gpt2": str}},
+         "cut": {"clip_layers": COUNT, "gpt2_layers": COUNT}}
+FIXED = tuple(KINDS["sizes"])  # what stage 1 fixes for every later script
 # what reading a file raises that is no zip, no checkpoint or no longer one
 NO_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
                  KeyError, AttributeError, TypeError, IndexError, OSError)
@@ -57,12 +64,40 @@ def read_checkpoint(path, keys=KEYS):
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")
-    lost = [name for name in FIXED if name not in content.get("sizes", FIXED)]
-    if lost or "decoder.embedding.weight" not in content.get("weights", {"decoder.embedding.weight": None}):
-        raise ValueError(f"{path} is not a whole checkpoint of this program: it lacks {', '.join(lost) or 'the decoder'}")
     if content["format"] != FORMAT:
         raise ValueError(f"{path} has the format {content['format']!r}, this program reads {FORMAT!r}")
+    for name in KINDS.keys() & content.keys():
+        check_kind(content[name], KINDS[name], f"{path}: {name}")
+    if "weights" in content:
+        check_weights(content["weights"], path)
     return content
+
+
+def check_kind(value, kind, where):
+    """Raise ValueError that tells `where` unless `value` is of the `kind`, as in KINDS."""
+    if isinstance(kind, dict):
+        check_kind(value, dict, where)
+        if value.keys() != kind.keys():
+            raise ValueError(f"{where} holds {sorted(map(str, value))}, not {sorted(kind)}: train again")
+        for name, own in kind.items():
+            check_kind(value[name], own, f"{where} {name}")
+    elif isinstance(kind, tuple):
+        if value not in kind:
+            raise ValueError(f"{where} is {value!r:.60}, none of {', '.join(kind)}: train again")
+    elif isinstance(kind, range):
+        if type(value) is not int or value not in kind:
+            raise ValueError(f"{where} is {value!r:.60}, no number from {kind.start} to {kind.stop - 1}: train again")
+    elif type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{where} is {value!r:.60}, which is no {kind.__name__} as this program writes it: train again")
+
+
+def check_weights(weights, path):
+    """Raise ValueError unless all `weights` are finite tensors, the decoder's among them."""
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} is no tensor of finite numbers: train again")
+    if "decoder.embedding.weight" not in weights:
+        raise ValueError(f"{path} is not a whole checkpoint of this program: it lacks decoder.embedding.weight")
 
 
 def checkpoint_vocab(checkpoint, path):
@@ -100,7 +135,12 @@ def load_weights(model, weights, path):
 def build_model(encoders, vocab_size, sizes):
     """A VQAModel with both encoders frozen and a fresh head; `sizes` as in a checkpoint."""
     names = ("hidden_size", "num_layers", "dropout", "inputs", "fusion", "image_pooling")
-    return VQAModel(encoders.image.visual, encoders.question.gpt2, vocab_size, **{name: sizes[name] for name in names})
+    chosen = {name: sizes[name] for name in names}
+    try:
+        return VQAModel(encoders.image.visual, encoders.question.gpt2, vocab_size, **chosen)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"a model of --hidden-size {sizes['hidden_size']} and --num-layers {sizes['num_layers']} cannot be "
+                         f"built: {error!s:.150}") from error
 
 
 def restore_model(path, checkpoint=None):

@@ -7,8 +7,6 @@ from torch import nn
 
 from vocab import END, PAD, START, UNK
 
-NEVER_WRITTEN = [PAD, START, UNK]
-
 
 class AnswerDecoder(nn.Module):
     """A GRU over [word embedding; context], one word at a time."""
@@ -22,6 +20,9 @@ class AnswerDecoder(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocab_size)
+        never_written = torch.zeros(vocab_size, dtype=torch.bool)
+        never_written[[PAD, START, UNK]] = True
+        self.register_buffer("never_written", never_written, persistent=False)
 
     def first_hidden(self, context):
         """context (B, H) -> the GRU's hidden state before the first word (L, B, H)."""
@@ -48,11 +49,11 @@ class AnswerDecoder(nn.Module):
         """
         logits, hidden = self(context, previous.unsqueeze(1), hidden)
         log_probs = logits[:, 0].log_softmax(-1)                         # (B, V)
-        forbidden = torch.zeros_like(log_probs[0], dtype=torch.bool)
-        forbidden[NEVER_WRITTEN] = True
+        # fill_ on slices: an assignment by index would copy from the host, and wait, at every word
+        forbidden = self.never_written.clone()
         if step == answer_max_len - 1:
-            forbidden[:] = True
-        forbidden[END] = step == 0 and answer_max_len > 1
+            forbidden.fill_(True)
+        forbidden[END:END + 1].fill_(step == 0 and answer_max_len > 1)
         return log_probs.masked_fill(forbidden, -torch.inf), hidden
 
     def greedy_search(self, context, answer_max_len):

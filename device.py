@@ -17,6 +17,24 @@ def fits_memory(batch_size, flag="--batch-size"):
         raise ValueError(f"{flag} {batch_size} does not fit the device's memory: {smaller}") from error
 
 
+def within_memory(compute, rows, precision):
+    """[`compute(rows)`] of a slice under autocast, or what its halves give where the device's memory is too small for it."""
+    try:
+        with precision.autocast():
+            return [compute(rows)]
+    except torch.OutOfMemoryError:
+        if rows.stop - rows.start == 1:
+            raise ValueError("one picture or question alone does not fit the device's memory: use --device cpu") from None
+    middle = (rows.start + rows.stop) // 2
+    return [part for half in (slice(rows.start, middle), slice(middle, rows.stop))
+            for part in within_memory(compute, half, precision)]
+
+
+def slices_of(count, size):
+    """The slices of `size` that cover `count` rows; the last one is as long as it is."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 class Precision:
     """The device and the autocast dtype of a run: bf16 where the device has it, else fp16, off on CPU unless asked."""
 
@@ -45,9 +63,10 @@ class Precision:
             amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         elif amp == "auto":
             amp = "off"
-        if capture and (not on_cuda or amp == "fp16"):
-            raise ValueError(f"--capture needs a CUDA device and --amp bf16 or off, and this run has {self.device.type} and "
-                             f"{amp}; use --no-capture")
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if capture and (not on_cuda or amp == "fp16" or processes > 1):
+            raise ValueError("--capture needs a CUDA device, --amp bf16 or off and one process, and this run has "
+                             f"{self.device.type}, {amp} and {processes}; use --no-capture")
         self.amp = amp
         self.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 

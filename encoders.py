@@ -190,16 +190,20 @@ def load_question_encoder(gpt2_model):
 
     try:
         tokenizer, gpt2, report = load(local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises a bare Exception for files it cannot read
         if local_folder:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
-                                    f"tokenizer's files: {reason}") from error
+                                    f"tokenizer's files, whole and of one model: {reason}") from error
+        if not isinstance(error, OSError | ValueError | SafetensorError):
+            raise
         require_hub(gpt2_model, "--gpt2-model FOLDER")
         try:
             tokenizer, gpt2, report = load(local_files_only=False)
         except (OSError, SafetensorError) as network_error:
             raise FileNotFoundError(missing_weights(gpt2_model, "--gpt2-model FOLDER")) from network_error
+    if gpt2.config.model_type != "gpt2":
+        raise ValueError(f"--gpt2-model {gpt2_model} is a {gpt2.config.model_type}, no GPT-2; use one such as distilgpt2")
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ValueError(f"--gpt2-model {gpt2_model} lacks weights: {', '.join(names[:3])} ({len(names)} in all)")

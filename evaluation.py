@@ -111,6 +111,8 @@ def join_results(path_a, path_b):
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"--compare {path}: no such file") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--compare {path} is not a results CSV of test.py: {error}") from error
         missing = {"question_id", "image_id", "question", "answer", "prediction", *COMPARED} - set(table.columns)
         if missing:
             raise ValueError(f"--compare {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")

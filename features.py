@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 import ranks
+from device import slices_of, within_memory
 from storage import as_numpy, hash_of, new_array, numpy_dtype, open_tensor
 
 ENCODE_BATCH = {"cpu": 64, "cuda": 1024}  # pictures or questions at once; more only fills memory
@@ -101,30 +102,21 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
     dtype = precision.dtype or torch.float32
     target = Path(cache_dir) / f"{name}-{hash_of([name, STATES_VERSION, key, str(dtype)])}.npy"
     if not ranks.share(target.is_file()):
-        size = ENCODE_BATCH[precision.device.type]
-        slices = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        slices = slices_of(count, ENCODE_BATCH[precision.device.type])
         mine = ranks.part_of(torch.arange(len(slices))).tolist()
-        first = encode_within_memory(encode, slices[0], precision)
+
+        def states_of(rows):
+            return torch.cat(within_memory(encode, rows, precision))
+
+        first = states_of(slices[0])
         stored = torch.float32 if first.dim() == 2 else dtype  # features are small: no need to round them
         with new_array(target, (count, *first.shape[1:]), numpy_dtype(stored)) as array, \
                 tqdm(total=count, desc=f"encoding {unit}", unit=f" {unit}", mininterval=0.5, disable=ranks.rank() > 0) as bar:
             for number in mine:
                 rows = slices[number]
-                states = first if number == 0 else encode_within_memory(encode, rows, precision)
+                states = first if number == 0 else states_of(rows)
                 array[rows] = as_numpy(states.to(stored).cpu())
                 bar.update(rows.stop - rows.start)
     return open_tensor(target, count)
 
 
-@torch.no_grad()
-def encode_within_memory(encode, rows, precision):
-    """`encode(rows)` of a slice, in halves where the device's memory is too small for the whole."""
-    try:
-        with precision.autocast():
-            return encode(rows)
-    except torch.OutOfMemoryError:
-        if rows.stop - rows.start == 1:
-            raise ValueError("one picture or question alone does not fit the device's memory: use --device cpu") from None
-    middle = (rows.start + rows.stop) // 2
-    return torch.cat([encode_within_memory(encode, part, precision)
-                      for part in (slice(rows.start, middle), slice(middle, rows.stop))])

@@ -9,6 +9,11 @@ from pathlib import Path
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
+def is_text(text):
+    """Whether every character of a str is one; JSON and the command line can hold halves, which no file takes."""
+    return text.encode("utf-8", "ignore").decode("utf-8") == text
+
+
 @contextlib.contextmanager
 def whole_file(path, durable=True):
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, else delete it.

@@ -93,7 +93,11 @@ def read_stage_one(path):
           + ", ".join(f"{name} {value}" for name, value in taken.items()))
     folder = Path(path).parent
     if (folder / "last.pt").is_file():
-        state = read_checkpoint(folder / "last.pt", ("format", "state"))["state"]
+        try:
+            state = read_checkpoint(folder / "last.pt", ("format", "state"))["state"]
+        except ValueError as error:  # stage 2 needs nothing of it
+            print(f"note: whether stage 1 had finished is not known: {error}")
+            state = {"finished": True}
         if not state["finished"]:
             print(f"note: stage 1 was interrupted after epoch {state['epoch']}; the same train.py command with --resume "
                   f"finishes it (its settings are in {folder / 'config.json'})")
@@ -120,7 +124,7 @@ def main(cfg):
         train_set, val_set = train.make_datasets(model, encoders, pixels, pixels.readable(rows), vocab, sizes, cfg, precision)
         identity = {
             "stage": "fine tuning", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
-            "data": data_hashes(train_set, val_set), "encoders": checkpoint["encoders"],
+            "data": data_hashes(train_set, val_set, pixels), "encoders": checkpoint["encoders"],
             "cut": {"clip_layers": cfg.clip_layers, "gpt2_layers": cfg.gpt2_layers}}
         learning_rates = {"head": cfg.learning_rate, "clip": cfg.clip_learning_rate, "gpt2": cfg.gpt2_learning_rate}
         train.fit(model, train_set, val_set, learning_rates, cfg, precision, identity, earlier_stages)

@@ -17,7 +17,7 @@ from typing import Literal
 import settings
 from collect import collect_pictures
 from download import check_address
-from files import only_holder, remove_temporaries, whole_file, write_json
+from files import is_text, only_holder, remove_temporaries, whole_file, write_json
 from official import find_official, read_json
 
 
@@ -121,7 +121,15 @@ def field(entry, name, kind, where, default=None):
     if type(value) is not kind or (kind is int and value < 0):
         raise ValueError(f"{where}: {name} is {value!r:.60}, not {'a text' if kind is str else 'a number'}; "
                          "check the files in --vqa-dir")
+    if kind is str:
+        check_text(value, where)
     return value
+
+
+def check_text(text, where):
+    """Raise ValueError for what no CSV can hold: a NUL, or half of a character."""
+    if "\0" in text or not is_text(text):
+        raise ValueError(f"{where}: {text!a:.60} holds a NUL or half of a character; check the files in --vqa-dir")
 
 
 def label_rows(questions, annotations, cfg):
@@ -155,6 +163,8 @@ def human_answers(annotation, question_id):
     answers = annotation.get("answers")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"question {question_id}: its answers are not a list of texts; check the files in --vqa-dir")
+    for answer in answers:
+        check_text(answer, f"question {question_id}")
     return answers
 
 

@@ -91,6 +91,8 @@ class VQAModel(nn.Module):
 
     def compile_blocks(self):
         """Compile every block of both encoders in place, for any number of rows and tokens."""
+        # all blocks of a kind share one forward: a variant each for training, eval, the frozen and one row
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in (*self.image_encoder.transformer.resblocks, *self.question_encoder.h):
             block.compile(dynamic=True)
 
@@ -187,14 +189,14 @@ class VQAModel(nn.Module):
         question = self.encode_question_trainable(batch["question_states"], batch["attention_mask"])
         image = self.fusion.image_projection(feature).index_select(0, batch["image_row"])            # (B, H)
         question = self.fusion.question_projection(question).index_select(0, batch["question_row"])  # (B, H)
+        if self.inputs == "image":
+            question = torch.zeros_like(question)  # before it could ask for a part of the picture
         if tokens is not None:
             tokens = self.token_projection(tokens).index_select(0, batch["image_row"])  # (B, T, H)
             seen, _ = self.token_attention(question.unsqueeze(1), tokens, tokens, need_weights=False)
             image = image + seen.squeeze(1)
         if self.inputs == "question":
             image = torch.zeros_like(image)
-        if self.inputs == "image":
-            question = torch.zeros_like(question)
         return self.fusion(image, question)
 
     def forward(self, batch, answer_ids):

@@ -39,6 +39,15 @@ def set_rates(optimizer, factor):
             group["lr"] = group["peak"] * factor
 
 
+def load_optimizer(optimizer, state):
+    """Put back the `state_dict()` of an interrupted run; the learning rates stay what they are here, numbers or the
+    tensors on the device that a captured step reads, since every step sets them anew."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def group_rates(optimizer, key="lr"):
     """{"learning_rate_head": value, ...}: what the groups hold under `key`, "lr" or "peak"."""
     return {f"learning_rate_{group['name']}": float(group[key]) for group in optimizer.param_groups}

@@ -108,7 +108,8 @@ class FastDecoder(PillowDecoder):
         self.shape = [step for step in image_encoder.resize.transforms if isinstance(step, Resize | CenterCrop)]
         others = [type(step).__name__ for step in image_encoder.resize.transforms if step not in self.shape]
         if set(others) - {"MaybeConvertMode"}:
-            raise ValueError(f"--decoder fast cannot do this encoder's {', '.join(others)}; use --decoder pillow")
+            raise ValueError(f"--picture-decoder fast cannot do this encoder's {', '.join(others)}; use "
+                             "--picture-decoder pillow")
 
     def __call__(self, path):
         from torchvision.io import ImageReadMode, decode_image

@@ -113,8 +113,12 @@ class VQADataset:
             yield self.batch(index, answer_index=answer_index)
 
 
-def data_hashes(train_set, val_set):
-    """{"training rows": hash, "validation rows": hash} of questions, pictures and labels, to know the data again."""
-    columns = ["question_id", "image_path", "question", "answer"]
+def data_hashes(train_set, val_set, pixels):
+    """{"training rows", "validation rows", "pictures": hash}, to know the data again.
+
+    Rows are questions, pictures' names, labels and, where training draws from them, all human answers; `pixels`: the
+    PixelStore, whose key holds the bytes of all pictures and how they are decoded.
+    """
+    columns = ["question_id", "image_path", "question", "answer", *(["answers"] if train_set.choices else [])]
     return {name: hashlib.sha256(dataset.rows[columns].to_csv(index=False).encode()).hexdigest()[:16]
-            for name, dataset in (("training rows", train_set), ("validation rows", val_set))}
+            for name, dataset in (("training rows", train_set), ("validation rows", val_set))} | {"pictures": pixels.key}

@@ -162,6 +162,9 @@ def read_pairs(json_path):
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes ({type(error).__name__}: {error!s:.100}); build it "
                          "again or remove it") from error
+    if len(pairs) < len(entries):
+        twice = next(name for name, count in Counter(str(entry["question_id"]) for entry in entries).items() if count > 1)
+        raise ValueError(f"{json_path} has the question_id {twice} twice: build it again or remove it")
     if not sound:
         raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes (answers that are no list of texts); build it again "
                          "or remove it")

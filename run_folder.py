@@ -13,12 +13,13 @@ import torch
 import ranks
 from checkpoint import FORMAT, KEYS, load_weights, read_checkpoint, save_checkpoint
 from files import only_holder, remove_temporaries, whole_file, write_json
-from optimizer import steps_taken
+from optimizer import load_optimizer, steps_taken
 
 # settings that may differ between an interrupted run and its --resume
 FREE_ON_RESUME = ("resume", "workers", "device", "cache_dir")
 WATCHED_QUESTIONS = 8  # in samples.csv
-MAX_OVERFLOWS = 50  # in an epoch: the scale starts at 2**16 and halves at each, so a few find it
+MAX_OVERFLOWS = 50  # in a run: the scale starts at 2**16 and halves at each, so a few find it
+STEPS_PER_OVERFLOW = 1000  # and it doubles after 2,000 good steps, so a long run meets some more
 SAVING_SHARE = 0.05  # of the time may go into saving: what a kill costs is 20 times what a save takes
 
 
@@ -65,7 +66,8 @@ class RunFolder:
 
     `state` holds what a resumed run needs besides weights and optimizer: finished epochs, steps of the running one,
     the log and the samples, the random numbers' state. On the disk stand the best checkpoint, last.pt, train_log.csv,
-    samples.csv, loss_plot.png and config.json. All processes of a run hold the same state; rank 0 writes.
+    samples.csv, loss_plot.png and config.json: the two CSVs are written after every epoch, the others when they are due.
+    All processes of a run hold the same state; rank 0 writes.
     """
 
     def __init__(self, output_dir, model, optimizer, scaler, identity, earlier_stages, watched):
@@ -93,6 +95,7 @@ class RunFolder:
         if ranks.rank() == 0:
             print(f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
                   f"{' *' * improved}, val BLEU {row['val_bleu']:.1f}", flush=True)
+            self.write_tables()
         if state["finished"] or self.due():
             self.save()
 
@@ -101,10 +104,11 @@ class RunFolder:
         return steps - steps_taken(self.optimizer) - sum(row["overflows"] for row in self.state["log"])
 
     def require_few_overflows(self, steps):
-        """Raise ValueError where more steps of this epoch overflowed than finding the scale explains."""
-        if self.scaler.is_enabled() and (overflows := self.overflows(steps)) > MAX_OVERFLOWS:
-            raise ValueError(f"{overflows} steps of epoch {self.state['epoch'] + 1} overflowed in fp16, more than "
-                             f"{MAX_OVERFLOWS}; the last good checkpoint is {self.folder / 'vqa_checkpoint.pt'}; use "
+        """Raise ValueError where more of the `steps` since the run's start overflowed than finding the scale explains."""
+        allowed, overflows = MAX_OVERFLOWS + steps // STEPS_PER_OVERFLOW, steps - steps_taken(self.optimizer)
+        if self.scaler.is_enabled() and overflows > allowed:
+            raise ValueError(f"{overflows} of {steps} steps overflowed in fp16, more than {allowed}, the last in epoch "
+                             f"{self.state['epoch'] + 1}; the last good checkpoint is {self.folder / 'vqa_checkpoint.pt'}; use "
                              "--amp bf16 or --amp off, or a lower --learning-rate")
 
     def due(self):
@@ -127,20 +131,23 @@ class RunFolder:
             save_checkpoint(self.folder / "last.pt", {
                 **self.content(self.model.trainable_weights()), "state": self.state,
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()})
-            self.write_tables()
+            self.write_settings_and_curves()
         self.best = None
         self.saved_at = time.monotonic()
         self.saving_took = self.saved_at - started
 
     def write_tables(self):
-        """config.json, train_log.csv, samples.csv and loss_plot.png, anew."""
-        from plots import draw_curves  # matplotlib takes half a second to import
-        write_json(self.folder / "config.json", self.identity["settings"])
+        """train_log.csv and samples.csv, anew."""
         with whole_file(self.folder / "train_log.csv") as temporary:
             pd.DataFrame(self.state["log"]).to_csv(temporary, index=False)
         with whole_file(self.folder / "samples.csv") as temporary:
             samples = pd.concat([self.watched, pd.DataFrame(self.state["samples"])], axis=1)
             samples.to_csv(temporary, index=False, quoting=csv.QUOTE_ALL)
+
+    def write_settings_and_curves(self):
+        """config.json and loss_plot.png, anew."""
+        from plots import draw_curves  # matplotlib takes half a second to import
+        write_json(self.folder / "config.json", self.identity["settings"])
         draw_curves([*self.earlier_stages, (self.identity["stage"], self.state["log"])], self.folder / "loss_plot.png")
 
     def resume(self):
@@ -155,14 +162,18 @@ class RunFolder:
             raise ValueError(f"{path} is of a run with other settings: {text or 'other training answers'}. Set them back, "
                              "or start without --resume")
         load_weights(self.model, last["weights"], path)
-        self.optimizer.load_state_dict(last["optimizer"])
-        if last["scaler"]:  # empty where the interrupted run was not in fp16
-            self.scaler.load_state_dict(last["scaler"])
-        self.state.update(last["state"])
+        try:
+            load_optimizer(self.optimizer, last["optimizer"])
+            if last["scaler"]:  # empty where the interrupted run was not in fp16
+                self.scaler.load_state_dict(last["scaler"])
+            self.state = {name: last["state"][name] for name in self.state}
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}): start without --resume") from error
         where = f"epoch {self.state['epoch']}" + (f" and {self.state['step']} steps" if self.state["step"] else "")
         print(f"resumed after {where}" + (": the run had finished" if self.state["finished"] else ""))
         if ranks.rank() == 0:
             self.write_tables()
+            self.write_settings_and_curves()
 
 
 def random_state(model):

@@ -7,23 +7,19 @@ Reads a checkpoint and the data folder; writes vqa_test_results.csv, vqa_test_me
     python test.py --compare A.csv B.csv                                    two results, paired by question
     python test.py --baselines-only                                         floors and the human, no model
 """
-import csv
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
-import torch
 
 import settings
 from answering import answer_picture, answer_rows, exchanged_pictures, picture_row, spelled_labels
 from checkpoint import read_checkpoint, restore_model
 from device import Precision
 from features import build_store
-from files import whole_file, write_json
+from files import is_text, write_json
 from pixels import decode_pictures
 from preprocess import VQADataset
+from results_folder import complete_rows, draw_results, file_name, write_results
 from rows import SPLITS, data_folder, read_rows, rows_of_split
 
 
@@ -69,10 +65,6 @@ class Config:
     """of the sample and of the wrong-picture control"""
 
 
-COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "exact_match",
-           "vqa_accuracy", "confidence", "question_type", "answer_type")
-
-
 def check_settings(cfg):
     settings.check_range(cfg, "beam_size", low=1, high=256)
     settings.check_range(cfg, "batch_size", low=1, high=1_000_000)
@@ -81,10 +73,16 @@ def check_settings(cfg):
     settings.check_range(cfg, "num_pictures", low=0, high=10_000)
     if cfg.split not in SPLITS:
         raise ValueError(f"--split {cfg.split} is none of {', '.join(SPLITS)}")
+    modes = {"--compare": cfg.compare, "--baselines-only": cfg.baselines_only or None, "--image": cfg.image,
+             "--data-csv": cfg.data_csv}
+    if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are different things to do: choose one of them")
     if (cfg.image is None) != (cfg.question is None):
         raise ValueError("--image and --question go together: one picture, one question about it")
     if cfg.question is not None and not cfg.question.strip():
         raise ValueError("--question is empty")
+    if cfg.question is not None and not is_text(cfg.question):
+        raise ValueError(f"--question {cfg.question!a:.60} is no valid UTF-8 text")
 
 
 def load_model(path, rows, folder, cfg, precision):
@@ -103,7 +101,7 @@ def answer_split(cfg):
     """Answer and score one split; write and print everything."""
     from evaluation import evaluate_predictions, print_table
     precision = Precision(cfg.device)
-    read_checkpoint(cfg.checkpoint)  # a missing one should be noticed first
+    data = read_checkpoint(cfg.checkpoint).get("data")  # a missing checkpoint should be noticed first
     rows = read_rows(cfg.data_dir)
     rows_of_split(rows, cfg.split)
     folder = data_folder(cfg.data_dir)
@@ -115,7 +113,7 @@ def answer_split(cfg):
                            image_index)
 
     predictions, confidences, gates = answers()
-    floors = question_only_floor(cfg, rows, folder, precision)
+    floors = question_only_floor(cfg, rows, folder, precision, data)
     exchanged = exchanged_pictures(dataset, cfg.seed)
     if exchanged is not None:
         floors["wrong_picture"] = answers(exchanged)[0]
@@ -134,12 +132,16 @@ def answer_split(cfg):
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
-def question_only_floor(cfg, rows, folder, precision):
-    """Answers of the question-only model as a floor {name: texts}; empty where there is no such checkpoint."""
+def question_only_floor(cfg, rows, folder, precision, data):
+    """Answers of the question-only model as a floor {name: texts}; empty where there is none trained on the same `data`."""
     path = Path(cfg.question_only_checkpoint)
     if not path.is_file():
         return {}
-    inputs = read_checkpoint(path)["sizes"]["inputs"]
+    checkpoint = read_checkpoint(path)
+    inputs = checkpoint["sizes"]["inputs"]
+    if checkpoint.get("data") != data:
+        print(f"{path} was trained on other rows than {cfg.checkpoint}: it is no floor here and is left out")
+        return {}
     if inputs != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
     model, vocab, sizes, make_dataset, rows = load_model(path, rows, folder, cfg, precision)
@@ -148,48 +150,12 @@ def question_only_floor(cfg, rows, folder, precision):
     return {"question_only": texts}
 
 
-def complete_rows(rows, predictions, confidences, gates, folder):
-    """Add to each row what the model said and where its picture lies."""
-    for row, prediction, confidence, gate in zip(rows, predictions, confidences, gates, strict=True):
-        row.update(prediction=prediction, confidence=confidence, gate=gate, picture_file=folder / row["image_path"],
-                   sentence_bleu=None, exact_match=None, vqa_accuracy=None)
-
-
-def write_results(rows, path):
-    """The results CSV; every text is quoted, since a lone carriage return would else end the row for many readers."""
-    with whole_file(path) as temporary:
-        pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-def draw_results(rows, metrics, cfg):
-    """The gallery page, a seeded sample as single pictures and as a contact sheet, scores and calibration as charts."""
-    from gallery import draw_overview, draw_prediction, write_gallery
-    from intervals import expected_calibration_error
-    from plots import draw_calibration, draw_scores
-    folder = Path(cfg.results_dir)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
-    sample = [rows[number] for number in order.tolist()]
-    for row in sample:
-        draw_prediction(row, folder / f"{file_name(row['question_id'])}.png")
-    if sample:
-        draw_overview(sample, folder / "overview.png")
-    if metrics is not None:
-        draw_scores(metrics, folder / "scores.png")
-        error, table = expected_calibration_error([row["confidence"] for row in rows],
-                                                  [row["exact_match"] / 100 for row in rows])
-        draw_calibration(table, error, folder / "calibration.png")
-    write_gallery(rows, metrics, folder)
-
-
-def file_name(text):
-    """A text as a file name: what is not a letter, digit, point or dash becomes an underscore."""
-    return re.sub(r"[^\w.-]", "_", text)[:100]
-
-
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; predictions and gallery, no scores."""
     precision = Precision(cfg.device)
     read_checkpoint(cfg.checkpoint)
+    if not Path(cfg.data_csv).exists():
+        raise FileNotFoundError(f"--data-csv {cfg.data_csv}: no such file")
     rows = read_rows(cfg.data_csv, need_answers=False)
     model, vocab, sizes, make_dataset, rows = load_model(cfg.checkpoint, rows, data_folder(cfg.data_csv), cfg, precision)
     dataset = make_dataset(rows)
@@ -225,6 +191,8 @@ def score_baselines(cfg):
 def beside_the_evaluation(cfg, **outputs):
     """`cfg` with other default outputs: a side mode must not write over the last evaluation of a model."""
     defaults = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
+    for name, value in defaults.items():
+        print(f"{getattr(Config, name)} is for a model's evaluation: writing {value} instead")
     return dataclasses.replace(cfg, **defaults)
 
 

@@ -34,7 +34,7 @@ class Config:
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and pictures, or a CSV with the columns image_path, question, answer"""
     output_dir: str = "output/feature_extraction"
-    """where checkpoints, log and curves go"""
+    """where checkpoints, log and curves go; this default is for `inputs` both, others have BLIND_OUTPUT_DIRS"""
     clip_model: str = "ViT-B-32-quickgelu"
     """open_clip's model name, or local-dir:FOLDER"""
     clip_pretrained: str = "openai"
@@ -97,6 +97,7 @@ class Config:
     """continue the interrupted run in output_dir"""
 
 
+BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_only"}
 LOOK_STEPS = 50  # between looks at the loss: a look waits for the device
 
 
@@ -143,7 +144,7 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
     vocab, answer_max_len = Vocab(identity["vocab"]), identity["sizes"]["answer_max_len"]
 
     def close_epoch(epoch, started, samples_per_s, rates):
-        losses = {name: evaluate(model, dataset, 2 * cfg.batch_size, precision, order)
+        losses = {name: evaluate(model, dataset, cfg.batch_size, precision, order)
                   for name, dataset, order in (("train_loss", train_set, probe), ("val_loss", val_set, None))}
         require_finite(losses["val_loss"], epoch, "after its last step", rates, run.folder)
         texts = answer_rows(model, vocab, val_set, answer_max_len, precision)[0]
@@ -161,15 +162,22 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
             started, first_step = time.time(), run.state["step"]
             rates = train_epoch(take_step, train_set, run, cfg, stop)
             if rates is None:
-                run.save()
-                raise KeyboardInterrupt(f"stopped after step {run.state['step']} of epoch {run.state['epoch'] + 1}, which is "
-                                        "saved: the same command with --resume continues")
+                save_and_stop(run)
             samples_per_s = (len(train_set) - first_step * cfg.batch_size) / (time.time() - started)
             close_epoch(run.state["epoch"] + 1, started, samples_per_s, rates)
+            if not run.state["finished"] and ranks.any_of(stop.noted):
+                save_and_stop(run)
     best = min(run.state["log"], key=lambda row: row["val_loss"])
     print(f"best epoch {best['epoch']} of {run.state['epoch']}: validation loss {best['val_loss']:.4f}, "
           f"checkpoint {run.folder / 'vqa_checkpoint.pt'}")
     return run.state["log"]
+
+
+def save_and_stop(run):
+    """Save what is done, and end the program as an interruption does."""
+    run.save()
+    raise KeyboardInterrupt(f"stopped after step {run.state['step']} of epoch {run.state['epoch'] + 1}, which is "
+                            "saved: the same command with --resume continues")
 
 
 def train_epoch(take_step, dataset, run, cfg, stop):
@@ -189,6 +197,8 @@ def train_epoch(take_step, dataset, run, cfg, stop):
     if state["random"]:
         restore_random_state(state["random"][ranks.rank()], run.model)
     take_step.start_epoch(state["step"], answer_index)
+    # a CPU has nothing to wait for, and there a stop should not have to wait for 50 steps of several processes
+    look_steps = 1 if ranks.world_size() > 1 and not torch.cuda.is_available() else LOOK_STEPS
     with tqdm(total=len(dataset), initial=state["step"] * cfg.batch_size, desc=f"epoch {epoch}", unit=" samples",
               mininterval=0.5, disable=ranks.rank() > 0) as bar:
         for step in range(state["step"], steps):
@@ -198,7 +208,7 @@ def train_epoch(take_step, dataset, run, cfg, stop):
             bar.update(len(rows))
             state["step"] = step + 1
             # of several processes each looks at the same steps, since a look is a meeting
-            if state["step"] % LOOK_STEPS == 0 or state["step"] == steps or (stop.noted and ranks.world_size() == 1):
+            if state["step"] % look_steps == 0 or state["step"] == steps or (stop.noted and ranks.world_size() == 1):
                 bar.set_postfix(loss=f"{take_step.look(epoch):.3f}", refresh=False)
                 run.require_few_overflows((epoch - 1) * steps + state["step"])
                 if state["step"] < steps and ranks.any_of(stop.noted):
@@ -215,6 +225,9 @@ def generator(seed, epoch):
 
 def main(cfg):
     check_settings(cfg)
+    if cfg.inputs in BLIND_OUTPUT_DIRS and cfg.output_dir == Config.output_dir:
+        cfg = dataclasses.replace(cfg, output_dir=BLIND_OUTPUT_DIRS[cfg.inputs])
+        print(f"--inputs {cfg.inputs}: writing to {cfg.output_dir}, since {Config.output_dir} is for the model of both inputs")
     precision = Precision(cfg.device, cfg.amp, cfg.capture)
     print(f"computing on {precision}")
     ranks.join(precision.device)
@@ -235,7 +248,7 @@ def main(cfg):
         names = {name: getattr(cfg, name) for name in ("clip_model", "clip_pretrained", "gpt2_model")}
         identity = {
             "stage": "feature extraction", "vocab": vocab.words, "sizes": sizes, "settings": dataclasses.asdict(cfg),
-            "data": data_hashes(train_set, val_set), "encoders": {**names, "fingerprints": encoders.fingerprints()},
+            "data": data_hashes(train_set, val_set, pixels), "encoders": {**names, "fingerprints": encoders.fingerprints()},
             "cut": {"clip_layers": 0, "gpt2_layers": 0}}
         fit(model, train_set, val_set, {"head": cfg.learning_rate}, cfg, precision, identity)
 

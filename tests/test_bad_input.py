@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import struct
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,17 @@ def test_odd_pictures_look_the_same_in_training(decoder, name, encoders, tmp_pat
     store = decode_pictures(tmp_path, [path.name], encoders.image, tmp_path / "cache", 1, decoder)
     assert not store.unreadable and is_red_above_blue(store.pixels[0])
     assert is_red_above_blue(open_picture(path)), "the gallery's picture"
+
+
+@pytest.mark.parametrize("entry", [(0x11a, 2, b"ab\0\0"), (0x10f, 11, b"ab\0\0"), (0x14a, 1, b"ab\0\0")],
+                         ids=["a resolution of letters", "a maker that is a number", "a folder that is none"])
+def test_a_damaged_exif_block_does_not_lose_the_picture_nor_its_turn(entry, tmp_path):
+    """Turning with Pillow's exif_transpose writes the block anew, which raises TypeError and more for these."""
+    tag, kind, value = entry
+    entries = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHI", tag, kind, 1) + value
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    Image.fromarray(RED_ABOVE_BLUE).rotate(90, expand=True).save(tmp_path / "a.jpg", exif=block, quality=95)
+    assert is_red_above_blue(open_picture(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -234,6 +246,9 @@ def test_all_rows_in_one_split_says_what_is_missing(run_script, encoder_flags, t
     ("test.py", ["--beam-size", "0"], "--beam-size 0"),
     ("test.py", ["--num-pictures", "-1"], "--num-pictures -1"),
     ("test.py", ["--image", "a.png", "--question", " "], "--question"),
+    ("test.py", ["--image", "a.png", "--question", "a \udcff"], "--question"),
+    ("test.py", ["--image", "a.png", "--question", "What?", "--data-csv", "a.csv"], "--image and --data-csv"),
+    ("test.py", ["--compare", "nowhere.csv", "b.csv"], "--compare nowhere.csv"),
 ], ids=lambda value: value if isinstance(value, str) else " ".join(value))
 def test_absurd_settings_are_one_line(script, flags, message, run_script, encoder_flags, data_dir, tmp_path):
     needed = [*encoder_flags, "--data-dir", data_dir] if script == "train.py" else []

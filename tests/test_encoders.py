@@ -137,6 +137,24 @@ def test_gpt2_with_a_missing_tensor_is_an_error(encoder_flags, tmp_path):
         load_question_encoder(str(tmp_path))
 
 
+@pytest.mark.parametrize("name, damage, message", [
+    ("config.json", lambda text: text.replace('"n_embd": ', '"n_embd": 2'), "whole and of one model"),
+    ("config.json", lambda text: text.replace('"n_embd": ', '"n_embd": "x", "n_other": '), "whole and of one model"),
+    ("config.json", lambda text: "[]", "whole and of one model"),
+    ("config.json", lambda text: text.replace('"model_type": "gpt2"', '"model_type": "bert"'), "no GPT-2|whole and of one"),
+    ("tokenizer.json", lambda text: "{}", "whole and of one model"),
+    ("tokenizer.json", lambda text: text[:200], "whole and of one model"),
+], ids=["another width", "a width of letters", "a list", "another model", "empty tokenizer", "half a tokenizer"])
+def test_a_damaged_gpt2_folder_is_one_line(name, damage, message, encoder_flags, tmp_path):
+    for source in Path(encoder_flags[3]).iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    before = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(damage(before))
+    assert damage(before) != before
+    with pytest.raises((ValueError, FileNotFoundError), match=f"--gpt2-model .*({message})"):
+        load_question_encoder(str(tmp_path))
+
+
 @pytest.mark.parametrize("clip_model, clip_pretrained, message", [
     ("ViT-Z-99", "openai", "not a model of open_clip"), ("ViT-B-32-quickgelu", "nowhere.pt", "neither a weights file"),
     ("RN50-quickgelu", "nowhere", "neither a weights file")])

@@ -190,9 +190,10 @@ def test_a_picture_seen_once_serves_all_its_questions(make_model, dataset_of, da
     torch.testing.assert_close(model(batch, batch["answer_ids"]), model(copied, batch["answer_ids"]))
 
 
+@pytest.mark.parametrize("image_pooling", ["pooled", "attention"])
 @pytest.mark.parametrize("inputs, states", [("question", "image_states"), ("image", "question_states")])
-def test_a_blind_model_ignores_what_it_may_not_see(inputs, states, make_model, dataset_of, data_dir):
-    model = make_model(vocab_size(data_dir), inputs=inputs)
+def test_a_blind_model_ignores_what_it_may_not_see(inputs, states, image_pooling, make_model, dataset_of, data_dir):
+    model = make_model(vocab_size(data_dir), inputs=inputs, image_pooling=image_pooling)
     dataset, _ = dataset_of(model)
     batch = dataset.batch(torch.arange(6))
     before = model(batch, batch["answer_ids"])

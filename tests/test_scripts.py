@@ -116,14 +116,36 @@ def test_own_questions_without_answers_are_answered_and_not_scored(trained, run_
     assert not (tmp_path / "m.json").exists() and (tmp_path / "r/index.html").is_file()
 
 
-def test_a_question_only_model_is_picked_up_as_a_floor(trained, run_script, encoder_flags, data_dir, tmp_path):
+def test_a_question_only_model_has_its_own_folder_and_is_picked_up_as_a_floor(trained, run_script, encoder_flags, data_dir,
+                                                                              tmp_path):
     folder, _ = trained
-    run_script("train.py", "--data-dir", data_dir, *encoder_flags, "--hidden-size", 24, "--inputs", "question", *LOOP,
-               "--output-dir", tmp_path / "blind", cwd=folder)
-    run_script("test.py", "--data-dir", data_dir, "--question-only-checkpoint", tmp_path / "blind/vqa_checkpoint.pt",
-               "--results-dir", tmp_path, "--results-csv", tmp_path / "r.csv", "--metrics-json", tmp_path / "m.json",
-               cwd=folder)
+    stage_1 = (folder / "output/feature_extraction/vqa_checkpoint.pt").read_bytes()
+    blind = ["train.py", *encoder_flags, "--hidden-size", 24, "--inputs", "question", *LOOP]
+    score = ["test.py", "--data-dir", data_dir, "--results-dir", tmp_path, "--results-csv", tmp_path / "r.csv",
+             "--metrics-json", tmp_path / "m.json"]
+    run_script(*blind, "--data-dir", data_dir, cwd=folder)
+    run_script(*score, cwd=folder)
     assert "question_only" in json.loads((tmp_path / "m.json").read_text())["floors"]
+    assert (folder / "output/feature_extraction/vqa_checkpoint.pt").read_bytes() == stage_1
+    # one that was trained on other rows may have seen these answers
+    other = shutil.copytree(data_dir, tmp_path / "other")
+    lines = (other / "metadata.csv").read_text().splitlines(keepends=True)
+    (other / "metadata.csv").write_text("".join(lines[:-7]))
+    (other / "qa_pairs.json").unlink(missing_ok=True)
+    run_script(*blind, "--data-dir", other, "--output-dir", tmp_path / "blind", cwd=folder)
+    result = run_script(*score, "--question-only-checkpoint", tmp_path / "blind/vqa_checkpoint.pt", cwd=folder)
+    assert "question_only" not in json.loads((tmp_path / "m.json").read_text())["floors"]
+    assert "was trained on other rows" in result.stdout
+
+
+def test_samples_of_an_earlier_evaluation_do_not_stay(trained, run_script, data_dir, tmp_path):
+    folder, _ = trained
+    (tmp_path / "mine.png").write_bytes(b"not one of them")
+    for seed in (1, 2):
+        run_script("test.py", "--data-dir", data_dir, "--results-dir", tmp_path, "--results-csv", tmp_path / "r.csv",
+                   "--metrics-json", tmp_path / "m.json", "--num-pictures", 2, "--seed", seed, cwd=folder)
+    charts = {"overview.png", "scores.png", "calibration.png", "mine.png"}
+    assert len({path.name for path in tmp_path.glob("*.png")} - charts) == 2
 
 
 def test_baselines_need_no_picture_and_no_model(run_script, data_dir, tmp_path):

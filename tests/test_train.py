@@ -1,20 +1,25 @@
 """The one loop: what it minimises, what it leaves on disk, and that a resumed run equals an uninterrupted one."""
+import copy
 import csv
+import dataclasses
 import math
 import os
+import shutil
 import signal
 
 import pytest
 import torch
+from PIL import Image
 
 import run_folder
 import step
 import train
+from answering import answer_rows
 from checkpoint import read_checkpoint, restore_model, save_checkpoint
 from device import Precision
-from optimizer import make_optimizer, schedule
+from optimizer import load_optimizer, make_optimizer, schedule, set_rates
 from step import answer_loss, evaluate
-from vocab import END, PAD, START
+from vocab import END, PAD, START, Vocab
 
 CPU = Precision("cpu")
 
@@ -138,6 +143,20 @@ def test_training_learns_logs_and_keeps_the_best(run_config, tmp_path):
     assert (tmp_path / "run/config.json").is_file() and (tmp_path / "run/loss_plot.png").stat().st_size > 5000
 
 
+def test_one_can_watch_it_learn(run_config, tmp_path, monkeypatch):
+    """The log and the samples stand on the disk after every epoch, however seldom the weights are saved."""
+    seen, close_epoch = [], run_folder.RunFolder.close_epoch
+
+    def spy(run, row, *rest):
+        close_epoch(run, row, *rest)
+        with open(tmp_path / "run/samples.csv", newline="") as stream:
+            seen.append((len(read_log(tmp_path / "run")), list(next(csv.reader(stream)))[-1]))
+    monkeypatch.setattr(run_folder.RunFolder, "close_epoch", spy)
+    monkeypatch.setattr(run_folder, "SAVING_SHARE", 1e-9)
+    train.main(run_config(epochs=3))
+    assert seen == [(number + 1, f"epoch {number}") for number in range(4)]
+
+
 def test_the_saved_model_is_the_one_that_was_measured(run_config, tmp_path):
     from features import build_store
     from pixels import decode_pictures
@@ -227,6 +246,26 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run_conf
     equal_runs()
 
 
+def test_a_signal_in_an_epoch_of_one_step_stops_after_it(run_config, equal_runs, tmp_path, monkeypatch):
+    """There is no step left before which the run could stop: the end of the epoch is the place."""
+    one_step = {"batch_size": 1000, "epochs": 6}
+    train.main(run_config(output_dir=str(tmp_path / "whole"), **one_step))
+    true_loss, steps = step.answer_loss, []
+
+    def interrupted_loss(model, batch, label_smoothing=0.0):
+        steps.extend([1] * model.training)
+        if model.training and len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_loss(model, batch, label_smoothing)
+
+    monkeypatch.setattr(step, "answer_loss", interrupted_loss)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 0 of epoch 3, which is saved"):
+        train.main(run_config(output_dir=str(tmp_path / "cut"), **one_step))
+    monkeypatch.undo()
+    train.main(run_config(output_dir=str(tmp_path / "cut"), resume=True, **one_step))
+    equal_runs()
+
+
 def test_a_second_signal_stops_at_once(run_config, monkeypatch):
     def impatient(*_):
         for _ in range(2):
@@ -254,8 +293,35 @@ def test_overflows_are_counted_and_too_many_stop_the_run(run_config, tmp_path, m
     assert [row["overflows"] for row in read_log(tmp_path / "run")] == ["0", "3", "0"]
     steps.clear()
     monkeypatch.setattr(run_folder, "MAX_OVERFLOWS", 0)
-    with pytest.raises(ValueError, match="3 steps of epoch 1 overflowed in fp16"):
+    with pytest.raises(ValueError, match="3 of 8 steps overflowed in fp16, more than 0, the last in epoch 1"):
         train.main(run_config(epochs=2))
+
+
+def test_a_run_whose_every_step_overflows_stops_however_short_its_epochs_are(run_config, monkeypatch):
+    true_loss = step.answer_loss
+
+    def overflowing_loss(model, batch, label_smoothing=0.0):
+        loss, words = true_loss(model, batch, label_smoothing)
+        if model.training:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss, words
+
+    monkeypatch.setattr(step, "answer_loss", overflowing_loss)
+    monkeypatch.setattr(Precision, "scaler", lambda self: torch.amp.GradScaler("cpu"))
+    monkeypatch.setattr(run_folder, "MAX_OVERFLOWS", 9)
+    with pytest.raises(ValueError, match="10 of 10 steps overflowed in fp16, more than 9"):
+        train.main(run_config(epochs=30, patience=30, batch_size=1000))
+
+
+def test_a_resumed_optimizer_keeps_the_learning_rates_that_a_captured_step_reads():
+    """`load_state_dict` would put other tensors in their place, which no graph looks at."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([{"params": [weight], "lr": torch.tensor(0.5), "name": "head", "peak": 1.0}])
+    rate = optimizer.param_groups[0]["lr"]
+    load_optimizer(optimizer, copy.deepcopy(optimizer.state_dict()))
+    assert optimizer.param_groups[0]["lr"] is rate
+    set_rates(optimizer, 0.25)
+    assert rate == 0.25
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(run_config, tmp_path, monkeypatch):
@@ -315,9 +381,46 @@ def test_out_of_memory_says_which_batch_size_to_try(run_config, monkeypatch):
     def too_much(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(step.TrainingStep, "train_on", too_much)
-    with pytest.raises(ValueError, match="--batch-size 16 does not fit the device's memory: try --batch-size 8"):
-        train.main(run_config())
+    for place, name in ((step.TrainingStep, "train_on"), (step, "answer_loss")):  # in training, in validation
+        with monkeypatch.context() as patched, \
+                pytest.raises(ValueError, match="--batch-size 16 does not fit the device's memory: try --batch-size 8"):
+            patched.setattr(place, name, too_much)
+            train.main(run_config())
+
+
+@pytest.mark.parametrize("name", ["optimizer", "state"])
+def test_a_last_pt_without_what_it_should_hold_is_one_line(name, run_config, tmp_path):
+    train.main(run_config(epochs=1))
+    path = tmp_path / "run/last.pt"
+    save_checkpoint(path, read_checkpoint(path) | {name: {}})
+    with pytest.raises(ValueError, match="last.pt is damaged .* start without --resume"):
+        train.main(run_config(epochs=1, resume=True))
+
+
+def test_resuming_with_other_pictures_under_the_same_names_is_refused(run_config, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    cfg = run_config(data_dir=str(tmp_path / "data"), epochs=1)
+    train.main(cfg)
+    picture = next((tmp_path / "data/images").iterdir())
+    Image.new("RGB", (20, 20), "pink").save(picture)
+    with pytest.raises(ValueError, match="pictures was .*, is "):
+        train.main(dataclasses.replace(cfg, resume=True))
+
+
+def test_answers_that_do_not_fit_the_memory_are_found_in_halves(make_model, dataset_of, data_dir, monkeypatch):
+    from preprocess import training_answers
+    from rows import read_rows, rows_of_split
+    vocab = Vocab.build(training_answers(rows_of_split(read_rows(data_dir), "train"), "majority"))
+    model = make_model(len(vocab))
+    dataset, _ = dataset_of(model)
+    whole, generate = answer_rows(model, vocab, dataset, 8, CPU), model.generate
+
+    def small_device(batch, *rest):
+        if len(batch["image_row"]) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(batch, *rest)
+    monkeypatch.setattr(model, "generate", small_device)
+    assert answer_rows(model, vocab, dataset, 8, CPU)[0] == whole[0]
 
 
 @pytest.mark.parametrize("damage, message", [
@@ -327,6 +430,17 @@ def test_out_of_memory_says_which_batch_size_to_try(run_config, monkeypatch):
     (lambda c: c["encoders"]["fingerprints"].update(clip="0" * 32), "0{32}.*the one found here has"),
     (lambda c: c["weights"].pop("decoder.output.bias"), "decoder.output.bias"),
     (lambda c: c["sizes"].update(hidden_size=28), r"has the shape .* the model"),
+    (lambda c: c["sizes"].update(hidden_size="abc"), "sizes hidden_size is 'abc', no number from 1"),
+    (lambda c: c["sizes"].update(answer_max_len=0), "sizes answer_max_len is 0, no number from 1"),
+    (lambda c: c["sizes"].update(inputs="nonsense"), "sizes inputs is 'nonsense', none of both, question, image"),
+    (lambda c: c["sizes"].pop("dropout"), "sizes holds .* not .*dropout"),
+    (lambda c: c.update(vocab=None), "vocab is None, which is no list"),
+    (lambda c: c.update(encoders={}), r"encoders holds \[\], not"),
+    (lambda c: c["encoders"]["fingerprints"].update(third="0"), "fingerprints holds"),
+    (lambda c: c.update(cut="x"), "cut is 'x', which is no dict"),
+    (lambda c: c["weights"].update({"decoder.output.bias": [1.0]}), "decoder.output.bias is no tensor of finite numbers"),
+    (lambda c: c["weights"]["decoder.output.bias"].fill_(math.nan), "decoder.output.bias is no tensor of finite numbers"),
+    (lambda c: c["weights"].pop("decoder.embedding.weight"), "lacks decoder.embedding.weight"),
 ])
 def test_a_checkpoint_that_does_not_fit_is_refused_with_both_values(damage, message, run_config, tmp_path):
     train.main(run_config(epochs=1))
