@@ -39,7 +39,8 @@ def print_settings(cfg):
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         mark = " " if value == field.default else "*"
-        print(f"  {mark} {field.name} = {value}")
+        text = f"  {mark} {field.name} = {value}"
+        print(text.encode("utf-8", "backslashreplace").decode())  # a flag may hold any bytes
     sys.stdout.flush()
 
 

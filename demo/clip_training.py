@@ -4,7 +4,6 @@ A batch is made of families: a scene and copies that differ in one fact, so that
 apart takes the right colour on the right thing in the right place. Each picture's captions are short
 statements and joined ones; since every statement can be checked, a caption may be true of several pictures.
 """
-import random
 import signal
 import time
 
@@ -15,11 +14,10 @@ from tqdm import tqdm
 
 from demo import captions
 from demo.drawing import draw_scene
-from demo.world import change_one_fact, may_be_pretrained, sample_partition
+from demo.world import FAMILY, family_of
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 16
-FAMILY = 4                    # pictures of a family: the scene and its changes
 STATEMENTS = 4                # short captions drawn per picture and step
 COLUMN_STATEMENTS = 2         # short captions drawn per picture and step about what one column shows
 JOINED = 3                    # statements of a long caption, one per family
@@ -37,17 +35,6 @@ MODEL = {"embed_dim": 256,
                       "width": 96, "heads": 3, "layers": 2, "hf_tokenizer_name": "word-level", "pool_type": "argmax"}}
 PREPROCESS = {"size": [IMAGE_SIZE, IMAGE_SIZE], "mode": "RGB", "mean": [MEAN] * 3, "std": [STD] * 3,
               "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 0}
-
-
-def family_of(seed, number):
-    """FAMILY scenes for pretraining: one at random and changes of it, none of them the demo's."""
-    rng = random.Random(f"pretraining {seed}:{number}")
-    scenes = [sample_partition(rng, may_be_pretrained)]
-    while len(scenes) < FAMILY:
-        scene = change_one_fact(rng.choice(scenes), rng)
-        if may_be_pretrained(scene):
-            scenes.append(scene)
-    return scenes
 
 
 def render_family(number, seed):

@@ -5,7 +5,7 @@ import torch
 from tqdm import tqdm
 
 from demo.questions import background_questions, long_questions, short_questions, vague_questions
-from demo.world import may_be_pretrained, sample_partition
+from demo.world import sample_partition
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 512
@@ -20,7 +20,7 @@ def question_texts(number, seed):
     texts = []
     for index in range(number):
         rng = random.Random(f"questions {seed}:{index}")
-        scene = sample_partition(rng, may_be_pretrained)
+        scene = sample_partition(rng, demo=False)
         asked = [*long_questions(scene), *background_questions(scene), *short_questions(scene, rng),
                  *vague_questions(scene, rng)]
         texts.append(" ".join(rng.choice(rng.choice(asked).wordings) for _ in range(QUESTIONS_PER_TEXT)))

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' sha
 import settings
 from demo.drawing import draw_scene
 from demo.questions import ask
-from demo.world import belongs_to_demo, sample_partition
+from demo.world import family_of, sample_partition
 from files import whole_file
 
+ENCODERS = Path(__file__).resolve().parent / "encoders"  # whose pretraining the demo must not repeat
 SUBSET = "train2014"
 JPEG_QUALITY = 88
 LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT: drawn by demo/make_scenes.py"}
@@ -42,15 +43,32 @@ class Config:
     """another seed gives other scenes, questions and answers"""
 
 
-def demo_scene(seed, image_id):
-    """The scene of one demo picture and the generator that goes on to ask about it."""
+def demo_scene(seed, image_id, banned=frozenset()):
+    """The scene of one demo picture, of no `banned` description, and the generator that goes on to ask about it."""
     rng = random.Random(f"{seed}:{image_id}")
-    return sample_partition(rng, belongs_to_demo), rng
+    scene = sample_partition(rng, demo=True)
+    while scene.description() in banned:
+        scene = sample_partition(rng, demo=True)
+    return scene, rng
 
 
-def make_picture(image_id, seed, image_dir):
+def banned_descriptions(seed, image_ids):
+    """The descriptions that the demo would show and pretraining has shown in a mirror, as it shows every scene.
+
+    Pretraining's scenes are drawn again, as descriptions only, from the settings that stand beside the encoders.
+    """
+    made_with = json.loads((ENCODERS / "settings_clip.json").read_text(encoding="utf-8"))
+    seen = {scene.mirrored().description() for number in range(made_with["num_families"])
+            for scene in family_of(made_with["seed"], number)}
+    banned = set()
+    while clashes := seen & {demo_scene(seed, image_id, banned)[0].description() for image_id in image_ids}:
+        banned |= clashes
+    return frozenset(banned)
+
+
+def make_picture(image_id, seed, image_dir, banned=frozenset()):
     """Draw and save one scene; returns its questions (dicts as `questions.ask` gives them)."""
-    scene, rng = demo_scene(seed, image_id)
+    scene, rng = demo_scene(seed, image_id, banned)
     draw_scene(scene).save(image_dir / f"COCO_{SUBSET}_{image_id:012d}.jpg", "JPEG", quality=JPEG_QUALITY)
     return ask(scene, rng)
 
@@ -83,7 +101,10 @@ def main(cfg):
     for stale in image_dir.glob(f"COCO_{SUBSET}_*.jpg"):
         stale.unlink()
     image_ids = range(1, cfg.num_scenes + 1)
-    asked = draw_all(partial(make_picture, seed=cfg.seed, image_dir=image_dir), image_ids, cfg.workers, "scenes")
+    banned = banned_descriptions(cfg.seed, image_ids)
+    draw = partial(make_picture, seed=cfg.seed, image_dir=image_dir, banned=banned)
+    asked = draw_all(draw, image_ids, cfg.workers, "scenes")
+    print(f"{len(banned)} scenes that pretraining has seen in a mirror were exchanged for others")
     questions, annotations = [], []
     for image_id, items in zip(image_ids, asked, strict=True):
         for total, part in zip((questions, annotations), official_entries(image_id, items), strict=True):

@@ -2,7 +2,7 @@
 
 Reads nothing. Writes OUTPUT_DIR/clip (open_clip's `local-dir:` format), OUTPUT_DIR/gpt2 (transformers' format),
 their logs (clip_log.csv, gpt2_log.csv), pretraining.png and settings_PARTS.json. Every scene used here has a
-description that the demo never shows (demo/world.py: may_be_pretrained). On two cores to themselves about 50 minutes for
+description that the demo never shows (demo/world.py: belongs_to_demo). On two cores to themselves about 50 minutes for
 CLIP and 1 for GPT-2; the logs have the seconds.
 """
 import csv

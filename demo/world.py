@@ -1,10 +1,11 @@
 """What a cartoon scene contains: kinds, colours, places, relations. No drawing and no language here.
 
 A scene is described by discrete facts (`Scene.description`); where exactly a thing stands within its
-place is decided by the drawing. Hashes of a scene's description and of its mirror image's say whether the demo may show it or
-the encoders' pretraining may draw it, so the two never share a described scene.
+place is decided by the drawing. A hash of the description says whether a scene may be shown by the
+demo or belongs to the encoders' pretraining, so the two never share a described scene.
 """
 import dataclasses
+import random
 import zlib
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ ACTIONS = ("sitting", "sleeping", "running")
 PICTURE_SIZES = ((240, 180), (200, 200), (180, 220), (260, 180), (220, 200), (200, 240))
 
 NUM_THINGS_WEIGHTS = (10, 30, 35, 25)                # 1 to 4 things
-RESERVED_SHARE = 4                                   # one description in four is never drawn by pretraining
+FAMILY = 4                                           # pictures of a pretraining family: the scene and its changes
+DEMO_SHARE = 4                                       # one description in four belongs to the demo
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,9 @@ class Scene:
         return [other for other in self.grounded() if thing.layer == "ground" and abs(other.column - thing.column) == 1]
 
 
-def may_be_pretrained(scene):
-    """Whether pretraining may draw this description; it shows what it draws in a mirror, too."""
-    return not _reserved(scene.description())
-
-
 def belongs_to_demo(scene):
-    """Whether the demo may show this description: neither it nor its mirror image may be drawn by pretraining."""
-    own, twin = scene.description(), scene.mirrored().description()
-    # a scene that is its own mirror image passes a second draw as well, or it would be more likely than others
-    return _reserved(own) and _reserved(twin if twin != own else f"{own} again")
-
-
-def _reserved(text):
-    return zlib.crc32(text.encode()) % RESERVED_SHARE == 0
+    """Whether this description is the demo's; every other one may be used for pretraining."""
+    return zlib.crc32(scene.description().encode()) % DEMO_SHARE == 0
 
 
 def sample_scene(rng):
@@ -116,12 +107,23 @@ def sample_scene(rng):
                  things=tuple(things), look=rng.randrange(2 ** 32), picture_size=rng.choice(PICTURE_SIZES))
 
 
-def sample_partition(rng, belongs):
-    """Draw scenes until one `belongs`: belongs_to_demo or may_be_pretrained."""
+def sample_partition(rng, demo):
+    """Draw scenes until one belongs to the demo (or to pretraining, with demo=False)."""
     while True:
         scene = sample_scene(rng)
-        if belongs(scene):
+        if belongs_to_demo(scene) == demo:
             return scene
+
+
+def family_of(seed, number):
+    """FAMILY scenes for pretraining: one at random and changes of it, none of them the demo's."""
+    rng = random.Random(f"pretraining {seed}:{number}")
+    scenes = [sample_partition(rng, demo=False)]
+    while len(scenes) < FAMILY:
+        scene = change_one_fact(rng.choice(scenes), rng)
+        if not belongs_to_demo(scene):
+            scenes.append(scene)
+    return scenes
 
 
 def change_one_fact(scene, rng):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mini_vqa_v2
-from checkpoint import FIXED, FORMAT, KEYS, read_checkpoint, save_checkpoint
+from checkpoint import FORMAT, KEYS, read_checkpoint, save_checkpoint
 from evaluation import join_results
 from pictures import UNREADABLE, open_picture
 from rows import read_rows
@@ -117,7 +117,12 @@ def test_pictures(suffix, tmp_path):
 def test_checkpoints(tmp_path):
     """A damaged weight must not go unnoticed: the model would answer, only worse."""
     content = {**dict.fromkeys(KEYS, "some text"), "format": FORMAT, "vocab": ["<pad>", "<start>", "<end>", "<unk>", "cat"],
-               "sizes": dict.fromkeys(FIXED, 8), "epoch": 3, "val_loss": 1.5,
+               "sizes": {"hidden_size": 8, "num_layers": 1, "dropout": 0.3, "question_max_len": 8, "answer_max_len": 8,
+                         "inputs": "both", "fusion": "gated", "image_pooling": "pooled", "answer_sampling": "majority",
+                         "picture_decoder": "pillow"},
+               "encoders": {"clip_model": "a", "clip_pretrained": "b", "gpt2_model": "c",
+                            "fingerprints": {"clip": "0" * 32, "gpt2": "1" * 32}},
+               "cut": {"clip_layers": 0, "gpt2_layers": 0}, "settings": {}, "epoch": 3, "val_loss": 1.5,
                "weights": {"decoder.embedding.weight": torch.randn(5, 8), "fusion.gate.bias": torch.randn(8)}}
     save_checkpoint(tmp_path / "c.pt", content)
     for _, found in fuzz(tmp_path / "c.pt", lambda: read_checkpoint(tmp_path / "c.pt"), "checkpoint"):

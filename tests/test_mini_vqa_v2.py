@@ -330,9 +330,9 @@ BAD_FILES = {
     "answer missing": (damage(lambda q, a: a[21]["answers"][4].pop("answer")), "question 101: its answers"),
     "answer is null": (damage(lambda q, a: a[21]["answers"][4].update(answer=None)), "question 101: its answers"),
     "answer is a number": (damage(lambda q, a: a[21]["answers"][4].update(answer=3)), "question 101: its answers"),
-    "half a character": (damage(lambda q, a: q[21].update(question="\ud83d?")), "question 101: .* half of a character"),
-    "half in an answer": (damage(lambda q, a: a[21]["answers"][4].update(answer="a \udc00 cat")), "question 101: .* half of"),
-    "a NUL": (damage(lambda q, a: q[21].update(question="What\0?")), "question 101: .* a NUL"),
+    "half a character": (damage(lambda q, a: q[21].update(question="\ud83d?")), r"question 101: '\ud83d?' holds"),
+    "half in an answer": (damage(lambda q, a: a[21]["answers"][4].update(answer="a \udc00 cat")), r"101: 'a \udc00 cat' holds"),
+    "a NUL": (damage(lambda q, a: q[21].update(question="What\0?")), r"question 101: 'What\x00?' holds a NUL"),
     "other questions": (damage(lambda q, a: [one.update(question_id=one["question_id"] + 5000) for one in q]),
                         "nothing is kept: 240 question without an annotation; 240 annotation without"),
 }

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from answering import answer_rows
+from device import Precision
 from encoders import load_encoders
 from preprocess import VQADataset
 from rows import read_rows
@@ -210,6 +212,19 @@ def test_bf16_autocast_gives_nearly_the_same_answers(make_model, dataset_of, dat
         rounded = model(batch, batch["answer_ids"])
     assert rounded.dtype == torch.float32
     assert (exact - rounded).abs().max() < 0.05
+
+
+def test_answers_that_do_not_fit_the_memory_are_found_in_halves(make_model, dataset_of, data_dir, monkeypatch):
+    model = make_model(vocab_size(data_dir))
+    dataset, vocab = dataset_of(model)
+    (whole, *_), generate = answer_rows(model, vocab, dataset, 8, Precision("cpu")), model.generate
+
+    def small_device(batch, *rest):
+        if len(batch["image_row"]) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(batch, *rest)
+    monkeypatch.setattr(model, "generate", small_device)
+    assert answer_rows(model, vocab, dataset, 8, Precision("cpu"))[0] == whole
 
 
 @pytest.mark.slow

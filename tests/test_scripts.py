@@ -132,7 +132,8 @@ def test_a_question_only_model_has_its_own_folder_and_is_picked_up_as_a_floor(tr
     lines = (other / "metadata.csv").read_text().splitlines(keepends=True)
     (other / "metadata.csv").write_text("".join(lines[:-7]))
     (other / "qa_pairs.json").unlink(missing_ok=True)
-    run_script(*blind, "--data-dir", other, "--output-dir", tmp_path / "blind", cwd=folder)
+    run_script(*blind, "--data-dir", other, "--output-dir", tmp_path / "blind", "--cache-dir",
+               tmp_path / "cache", cwd=folder)
     result = run_script(*score, "--question-only-checkpoint", tmp_path / "blind/vqa_checkpoint.pt", cwd=folder)
     assert "question_only" not in json.loads((tmp_path / "m.json").read_text())["floors"]
     assert "was trained on other rows" in result.stdout

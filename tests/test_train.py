@@ -14,12 +14,11 @@ from PIL import Image
 import run_folder
 import step
 import train
-from answering import answer_rows
 from checkpoint import read_checkpoint, restore_model, save_checkpoint
 from device import Precision
 from optimizer import load_optimizer, make_optimizer, schedule, set_rates
 from step import answer_loss, evaluate
-from vocab import END, PAD, START, Vocab
+from vocab import END, PAD, START
 
 CPU = Precision("cpu")
 
@@ -405,22 +404,6 @@ def test_resuming_with_other_pictures_under_the_same_names_is_refused(run_config
     Image.new("RGB", (20, 20), "pink").save(picture)
     with pytest.raises(ValueError, match="pictures was .*, is "):
         train.main(dataclasses.replace(cfg, resume=True))
-
-
-def test_answers_that_do_not_fit_the_memory_are_found_in_halves(make_model, dataset_of, data_dir, monkeypatch):
-    from preprocess import training_answers
-    from rows import read_rows, rows_of_split
-    vocab = Vocab.build(training_answers(rows_of_split(read_rows(data_dir), "train"), "majority"))
-    model = make_model(len(vocab))
-    dataset, _ = dataset_of(model)
-    whole, generate = answer_rows(model, vocab, dataset, 8, CPU), model.generate
-
-    def small_device(batch, *rest):
-        if len(batch["image_row"]) > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(batch, *rest)
-    monkeypatch.setattr(model, "generate", small_device)
-    assert answer_rows(model, vocab, dataset, 8, CPU)[0] == whole[0]
 
 
 @pytest.mark.parametrize("damage, message", [
