@@ -1,9 +1,11 @@
 """What each choice is worth: trains and scores the demo's variants with several seeds and prints one table.
 
 Runs train.py, fine_tune.py and test.py with their own flags, one run per variant and seed, and leaves each run's results
-CSV in OUTPUT_DIR; a run whose CSV is there is not made again. Writes OUTPUT_DIR/ablations.md. `make ablations` passes the
-demo's flags; about an hour on two cores.
+CSV in OUTPUT_DIR; a run whose CSV is there, made with the same flags, data and encoders, is not made again. Writes
+OUTPUT_DIR/ablations.md. `make ablations` passes the demo's flags; about an hour on two cores.
 """
+import hashlib
+import json
 import shlex
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 import settings
 from evaluation import join_results
-from files import whole_file
+from files import whole_file, write_json
 from intervals import paired_difference
 
 
@@ -97,7 +99,8 @@ def folder_of(name, seed, cfg):
 
 def run_variant(variant, seed, cfg):
     """Train what the variant needs and is not there, then score it on the test split."""
-    if results_path(variant, seed, cfg).is_file():
+    made_with, note = what_it_is_made_with(variant, cfg), folder_of(variant.name, seed, cfg) / "made_with.json"
+    if results_path(variant, seed, cfg).is_file() and note.is_file() and json.loads(note.read_text()) == made_with:
         return
     folder, data = folder_of(variant.name, seed, cfg), ["--data-dir", cfg.data_dir, "--cache-dir", cfg.cache_dir]
     stage_1 = folder_of(STAGE_1, seed, cfg)
@@ -113,6 +116,15 @@ def run_variant(variant, seed, cfg):
     call("test.py", *data, *shlex.split(variant.test), "--checkpoint", checkpoint / "vqa_checkpoint.pt", "--num-pictures", 0,
          "--results-dir", folder / "results", "--results-csv", results_path(variant, seed, cfg),
          "--metrics-json", folder / "metrics.json", "--question-only-checkpoint", "none")
+    write_json(note, made_with)
+
+
+def what_it_is_made_with(variant, cfg):
+    """Flags, and hashes of the data and of the demo's encoders: where one of them changes, a run is made again."""
+    files = [Path(cfg.data_dir) / name for name in ("metadata.csv", "qa_pairs.json")]
+    files += sorted((Path(__file__).parent / "encoders").glob("*/*"))
+    return {"train": f"{cfg.train_flags} {variant.train}", "fine_tune": f"{cfg.fine_tune_flags} {variant.fine_tune}",
+            "test": variant.test, "files": hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()}
 
 
 def call(script, *flags):

@@ -6,9 +6,11 @@ import signal
 import pytest
 import torch
 
+import features
 import fine_tune
 import step
 import train
+from decoder import AnswerDecoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -70,21 +72,51 @@ def test_compiled_blocks_give_the_eager_losses(stage_two_losses):
 
 
 def test_capture_refuses_what_it_cannot_do(losses_of):
-    with pytest.raises(ValueError, match="--capture goes with one process and --amp bf16 or off"):
+    with pytest.raises(ValueError, match="--capture needs a CUDA device, --amp bf16 or off and one process"):
         losses_of("fp16", capture=True, amp="fp16")
 
 
-def test_an_interrupted_run_resumes_within_tolerance(losses_of, monkeypatch):
-    whole, true_loss, steps = losses_of("whole", dropout=0.3), step.answer_loss, []
+def test_states_in_pinned_host_memory_give_the_same_losses(stage_two_losses, monkeypatch):
+    before = stage_two_losses("on_the_device")
+    monkeypatch.setattr(features, "DEVICE_SHARE", 0.0)
+    assert stage_two_losses("in_host_memory") == pytest.approx(before, abs=1e-3)
 
-    def interrupted_loss(model, batch, label_smoothing=0.0):
-        steps.extend([1] * model.training)
+
+def test_compiled_and_captured_together_give_the_eager_losses(stage_two_losses):
+    assert stage_two_losses("both", compile=True, capture=True) == pytest.approx(stage_two_losses("eager"), abs=0.05)
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["eager", "captured"])
+def test_no_step_and_no_word_waits_for_the_device(capture, losses_of, monkeypatch):
+    """Between two looks nothing may synchronise; torch raises where something does."""
+    take, search = step.TrainingStep.take, AnswerDecoder.greedy_search
+
+    def strict(function):
+        def call(*arguments):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return function(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return call
+    if not capture:  # recording a graph may wait once; replaying is one launch
+        monkeypatch.setattr(step.TrainingStep, "take", strict(take))
+    monkeypatch.setattr(AnswerDecoder, "greedy_search", strict(search))
+    losses_of("strict", capture=capture)
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["eager", "captured"])
+def test_an_interrupted_run_resumes_within_tolerance(capture, losses_of, monkeypatch):
+    whole, true_step, steps = losses_of("whole", dropout=0.3, capture=capture), step.TrainingStep.take, []
+
+    def interrupted_step(self, rows):
+        steps.append(1)
         if len(steps) == 13:  # within the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
-        return true_loss(model, batch, label_smoothing)
+        return true_step(self, rows)
 
-    monkeypatch.setattr(step, "answer_loss", interrupted_loss)
+    monkeypatch.setattr(step.TrainingStep, "take", interrupted_step)
     with pytest.raises(KeyboardInterrupt, match="--resume continues"):
-        losses_of("cut", dropout=0.3)
+        losses_of("cut", dropout=0.3, capture=capture)
     monkeypatch.undo()
-    assert losses_of("cut", dropout=0.3, resume=True) == pytest.approx(whole, abs=1e-3)
+    assert losses_of("cut", dropout=0.3, capture=capture, resume=True) == pytest.approx(whole, abs=1e-3)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,21 @@ def test_two_processes_resume_and_refuse_another_number(uneven_data, encoder_fla
     assert all(torch.equal(one[name], two[name]) for name in one), "dropout is drawn per process, seeded"
     assert "had finished" in run("whole", "--resume").stdout
     assert "processes was 2, is 1" in run("whole", "--resume", processes=1, expect=2).stderr
+
+
+def test_two_processes_stop_at_a_term_signal_and_resume(uneven_data, encoder_flags, tmp_path):
+    """torchrun passes the signal on and kills after half a minute: both processes have to agree on a step before that."""
+    flags = ["--data-dir", uneven_data, "--batch-size", 9, *encoder_flags, "--hidden-size", 24, "--epochs", 4000,
+             "--patience", 4000, "--output-dir", "run"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(),
+               ROOT / "train.py", *flags]
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+    log = tmp_path / "run/train_log.csv"
+    while process.poll() is None and not (log.is_file() and len(read_log(log.parent)) > 3):
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=25)
+    assert "which is saved: the same command with --resume continues" in errors
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)["state"]
+    assert 3 <= state["epoch"] < 4000 and not state["finished"]
