@@ -13,7 +13,8 @@ import ranks
 from device import slices_of, within_memory
 from storage import as_numpy, hash_of, new_array, numpy_dtype, open_tensor
 
-ENCODE_BATCH = {"cpu": 64, "cuda": 1024}  # pictures or questions at once; more only fills memory
+# pictures or questions at once; more only fills memory, and on a CPU takes it anew from the system for every layer
+ENCODE_BATCH = {"cpu": 16, "cuda": 1024}
 STATES_VERSION = 2  # part of every key: raise it when an encode_*_frozen computes something else
 DEVICE_SHARE = 0.4  # of the free device memory that one store may fill; a larger one stays in host memory
 
@@ -108,15 +109,15 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
         def states_of(rows):
             return torch.cat(within_memory(encode, rows, precision))
 
-        first = states_of(slices[0])
-        stored = torch.float32 if first.dim() == 2 else dtype  # features are small: no need to round them
-        with new_array(target, (count, *first.shape[1:]), numpy_dtype(stored)) as array, \
-                tqdm(total=count, desc=f"encoding {unit}", unit=f" {unit}", mininterval=0.5, disable=ranks.rank() > 0) as bar:
-            for number in mine:
-                rows = slices[number]
-                states = first if number == 0 else states_of(rows)
-                array[rows] = as_numpy(states.to(stored).cpu())
-                bar.update(rows.stop - rows.start)
+        with tqdm(total=count, desc=f"encoding {unit}", unit=f" {unit}", mininterval=0.5, disable=ranks.rank() > 0) as bar:
+            first = states_of(slices[0])
+            stored = torch.float32 if first.dim() == 2 else dtype  # features are small: no need to round them
+            with new_array(target, (count, *first.shape[1:]), numpy_dtype(stored)) as array:
+                for number in mine:
+                    rows = slices[number]
+                    states = first if number == 0 else states_of(rows)
+                    array[rows] = as_numpy(states.to(stored).cpu())
+                    bar.update(rows.stop - rows.start)
     return open_tensor(target, count)
 
 
