@@ -11,6 +11,7 @@ from browser import Browser, missing_browser
 from PIL import Image, ImageDraw
 
 import gallery
+from results_folder import file_name
 
 ROOT = Path(__file__).parents[1]
 ATTACK = """<img src=x onerror="window.hacked=1"> </script><script>window.hacked=1</script> <!-- & ' "\u2028"""
@@ -384,3 +385,11 @@ def test_browser_filters_ten_thousand_rows_without_a_visible_wait(browser, tmp_p
     waited = browser.run(timed, "#search", "thing 99?")
     assert browser.run(COUNT).startswith("100 of 10,000 ")
     assert waited < 1000  # milliseconds; 1,000 rows are promised, a tenth of this
+
+
+def test_any_question_id_makes_a_file_name_that_is_its_own():
+    assert file_name("262148000") == "262148000"
+    assert len({file_name(text) for text in ("a/b", "a_b", "a b", "a:b")}) == 4
+    for text in ("問" * 95, "x" * 300, "..", "../../etc/passwd", "\0", "\ud83d"):
+        name = file_name(text)
+        assert len(name.encode()) <= 120 and "/" not in name and "\0" not in name

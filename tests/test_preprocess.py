@@ -56,6 +56,13 @@ def test_json_that_disagrees_with_the_csv_is_an_error(tmp_path):
         read_rows(tmp_path / "d")
 
 
+def test_json_with_a_question_twice_is_an_error(tmp_path):
+    rows = tiny.write_data(tmp_path / "d", num_pictures=3)
+    (tmp_path / "d" / "qa_pairs.json").write_text(json.dumps([*rows, rows[1]]))
+    with pytest.raises(ValueError, match=f"has the question_id {rows[1]['question_id']} twice"):
+        read_rows(tmp_path / "d")
+
+
 @pytest.mark.parametrize("text, message", [
     ("image_path,question\na.jpg,b\n", "lacks the column answer"),
     ("image_path,question,answer\n", "no row"),
