@@ -140,7 +140,7 @@ def question_only_floor(cfg, rows, folder, precision, data):
     checkpoint = read_checkpoint(path)
     inputs = checkpoint["sizes"]["inputs"]
     if checkpoint.get("data") != data:
-        print(f"{path} was trained on other rows, answers or pictures than {cfg.checkpoint}: it is no floor here and is left out")
+        print(f"{path} was trained on other rows, answers or pictures than {cfg.checkpoint}: it is left out as a floor")
         return {}
     if inputs != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
