@@ -11,15 +11,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import ranks
-import settings
 import train
-from checkpoint import read_checkpoint, restore_model
-from device import Precision
-from pixels import decode_pictures
-from preprocess import data_hashes
-from rows import data_folder
-from run_folder import only_run_in
+from common import distributed, settings
+from common.device import Precision
+from features.pixels import decode_images
+from preprocess import data_folder, data_hashes
+from training.checkpoint import read_checkpoint, restore_model
+from training.run_state import only_run_in
 
 
 @dataclass
@@ -110,7 +108,7 @@ def main(cfg):
     check_settings(cfg)
     precision = Precision(cfg.device, cfg.amp, cfg.capture)
     print(f"computing on {precision}")
-    ranks.join(precision.device)
+    distributed.init_process_group(precision.device)
     checkpoint, earlier_stages = read_stage_one(cfg.checkpoint)
     with only_run_in(cfg.output_dir):
         rows = train.read_trainable_rows(cfg.data_dir)
@@ -119,7 +117,7 @@ def main(cfg):
         torch.manual_seed(cfg.seed)
         model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
         model.to(precision.device)
-        pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+        pixels = decode_images(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
                                  sizes["picture_decoder"])
         train_set, val_set = train.make_datasets(model, encoders, pixels, pixels.readable(rows), vocab, sizes, cfg, precision)
         identity = {

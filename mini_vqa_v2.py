@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import settings
-from collect import collect_pictures
-from download import check_address
-from files import is_text, only_holder, remove_temporaries, whole_file, write_json
-from official import find_official, read_json
+from common import settings
+from common.files import atomic_write, file_lock, is_text, remove_temporaries, write_json
+from download.http import check_address
+from download.images import collect_pictures
+from download.official import find_official, read_json
 
 
 @dataclass
@@ -65,7 +65,7 @@ def main(cfg):
     check_splits(rows, cfg)
     output_dir = Path(cfg.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with only_holder(output_dir, f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
+    with file_lock(output_dir, f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
         remove_temporaries(output_dir)
         if cfg.pictures:
             rows = keep_pictured(rows, cfg)
@@ -235,7 +235,7 @@ def print_splits(rows):
 
 def write_dataset(rows, output_dir):
     """Write qa_pairs.json, then metadata.csv: an interrupted run leaves no CSV that looks whole."""
-    with whole_file(output_dir / "metadata.csv") as temporary:
+    with atomic_write(output_dir / "metadata.csv") as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as stream:
             stream.write(",".join(COLUMNS) + "\n")
             # every text is quoted: csv leaves a lone carriage return bare, which readers take for the end of the row

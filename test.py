@@ -11,16 +11,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import settings
-from answering import answer_picture, answer_rows, exchanged_pictures, picture_row, spelled_labels
-from checkpoint import read_checkpoint, restore_model
-from device import Precision
-from features import build_store
-from files import is_text, write_json
-from pixels import decode_pictures
-from preprocess import VQADataset
-from results_folder import complete_rows, draw_results, file_name, write_results
-from rows import SPLITS, data_folder, read_rows, rows_of_split
+from common import settings
+from common.device import Precision
+from common.files import is_text, write_json
+from evaluation.generation import answer_image, answer_rows, exchanged_images, picture_row, spelled_labels
+from evaluation.results import complete_rows, draw_results, file_name, write_results
+from features.pixels import decode_images
+from features.store import build_store
+from preprocess import SPLITS, VQADataset, data_folder, read_rows, rows_of_split
+from training.checkpoint import read_checkpoint, restore_model
 
 
 @dataclass
@@ -90,7 +89,7 @@ def load_model(path, rows, folder, cfg, precision):
     checkpoint, encoders, vocab, model = restore_model(path)
     model.to(precision.device)
     sizes = checkpoint["sizes"]
-    pixels = decode_pictures(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+    pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
                              sizes["picture_decoder"])
     rows = pixels.readable(rows)
     store = build_store(model, encoders, pixels, rows["question"], sizes["question_max_len"], cfg.cache_dir, precision)
@@ -99,7 +98,7 @@ def load_model(path, rows, folder, cfg, precision):
 
 def answer_split(cfg):
     """Answer and score one split; write and print everything."""
-    from evaluation import evaluate_predictions, print_table
+    from evaluation.report import evaluate_predictions, print_table
     precision = Precision(cfg.device)
     data = read_checkpoint(cfg.checkpoint).get("data")  # a missing checkpoint should be noticed first
     rows = read_rows(cfg.data_dir)
@@ -114,7 +113,7 @@ def answer_split(cfg):
 
     predictions, confidences, gates = answers()
     floors = question_only_floor(cfg, rows, folder, precision, data)
-    exchanged = exchanged_pictures(dataset, cfg.seed)
+    exchanged = exchanged_images(dataset, cfg.seed)
     if exchanged is not None:
         floors["wrong_picture"] = answers(exchanged)[0]
     tested = dataset.rows.to_dict("records")
@@ -169,11 +168,11 @@ def answer_csv(cfg):
 
 def answer_one(cfg):
     """Answer one question about one picture; print the answer and save the picture with it."""
-    from gallery import draw_prediction
+    from evaluation.gallery import draw_prediction
     precision = Precision(cfg.device)
     checkpoint, encoders, vocab, model = restore_model(cfg.checkpoint)
     model.to(precision.device).eval()
-    said = answer_picture(cfg.image, cfg.question, model, encoders, vocab, checkpoint["sizes"], precision, cfg.beam_size)
+    said = answer_image(cfg.image, cfg.question, model, encoders, vocab, checkpoint["sizes"], precision, cfg.beam_size)
     target = Path(cfg.results_dir) / f"{file_name(Path(cfg.image).stem)}_answer.png"
     draw_prediction(picture_row(cfg.image, cfg.question, *said), target)
     print(f"question: {cfg.question}\nanswer: {said[0]}\nconfidence: {said[1]:.2f}\npicture: {target}")
@@ -181,7 +180,7 @@ def answer_one(cfg):
 
 def score_baselines(cfg):
     """Floors and the human ceiling over all rows, without pictures and without a model."""
-    from evaluation import evaluate_baselines, print_table
+    from evaluation.report import evaluate_baselines, print_table
     metrics = evaluate_baselines(read_rows(cfg.data_dir).to_dict("records"))
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
@@ -199,7 +198,7 @@ def beside_the_evaluation(cfg, **outputs):
 def main(cfg):
     check_settings(cfg)
     if cfg.compare is not None:
-        from evaluation import print_comparison
+        from evaluation.report import print_comparison
         print_comparison(*cfg.compare)
     elif cfg.baselines_only:
         score_baselines(beside_the_evaluation(cfg, metrics_json="output/baselines_metrics.json"))

@@ -13,19 +13,17 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-import ranks
-import settings
-from answering import answer_rows, validation_scores
-from checkpoint import FIXED, build_model
-from device import Precision
-from encoders import load_encoders
-from features import build_store
-from optimizer import group_rates, make_optimizer, schedule, set_rates
-from pixels import decode_pictures
-from preprocess import VQADataset, data_hashes, report_answers, training_answers
-from rows import data_folder, read_rows, rows_of_split
-from run_folder import RunFolder, StopSignal, only_run_in, restore_random_state, watched_rows
-from step import TrainingStep, evaluate, require_finite
+from common import distributed, settings
+from common.device import Precision
+from evaluation.generation import answer_rows, validation_scores
+from features.encoders import load_encoders
+from features.pixels import decode_images
+from features.store import build_store
+from preprocess import VQADataset, data_folder, data_hashes, read_rows, report_answers, rows_of_split, training_answers
+from training.checkpoint import FIXED, build_model
+from training.optimizer import group_rates, make_optimizer, schedule, set_rates
+from training.run_state import RunFolder, StopSignal, only_run_in, restore_random_state, watched_rows
+from training.step import TrainingStep, evaluate, require_finite
 from vocab import Vocab
 
 
@@ -165,7 +163,7 @@ def fit(model, train_set, val_set, learning_rates, cfg, precision, identity, ear
                 save_and_stop(run)
             samples_per_s = (len(train_set) - first_step * cfg.batch_size) / (time.time() - started)
             close_epoch(run.state["epoch"] + 1, started, samples_per_s, rates)
-            if not run.state["finished"] and ranks.any_of(stop.noted):
+            if not run.state["finished"] and distributed.any_rank(stop.noted):
                 save_and_stop(run)
     best = min(run.state["log"], key=lambda row: row["val_loss"])
     print(f"best epoch {best['epoch']} of {run.state['epoch']}: validation loss {best['val_loss']:.4f}, "
@@ -193,14 +191,14 @@ def train_epoch(take_step, dataset, run, cfg, stop):
     factors = [schedule((epoch - 1) * steps + step, cfg.epochs * steps, math.ceil(cfg.warmup_fraction * cfg.epochs * steps))
                for step in range(steps)]
     # every epoch starts from its own seed, so a resumed run draws the same dropout as an uninterrupted one
-    torch.manual_seed((cfg.seed * 100_003 + epoch) * ranks.world_size() + ranks.rank())
+    torch.manual_seed((cfg.seed * 100_003 + epoch) * distributed.get_world_size() + distributed.get_rank())
     if state["random"]:
-        restore_random_state(state["random"][ranks.rank()], run.model)
+        restore_random_state(state["random"][distributed.get_rank()], run.model)
     take_step.start_epoch(state["step"], answer_index)
     # a CPU has nothing to wait for, and there a stop should not have to wait for 50 steps of several processes
-    look_steps = 1 if ranks.world_size() > 1 and not torch.cuda.is_available() else LOOK_STEPS
+    look_steps = 1 if distributed.get_world_size() > 1 and not torch.cuda.is_available() else LOOK_STEPS
     with tqdm(total=len(dataset), initial=state["step"] * cfg.batch_size, desc=f"epoch {epoch}", unit=" samples",
-              mininterval=0.5, disable=ranks.rank() > 0) as bar:
+              mininterval=0.5, disable=distributed.get_rank() > 0) as bar:
         for step in range(state["step"], steps):
             set_rates(optimizer, factors[step])
             rows = order[step * cfg.batch_size:(step + 1) * cfg.batch_size]
@@ -208,10 +206,10 @@ def train_epoch(take_step, dataset, run, cfg, stop):
             bar.update(len(rows))
             state["step"] = step + 1
             # of several processes each looks at the same steps, since a look is a meeting
-            if state["step"] % look_steps == 0 or state["step"] == steps or (stop.noted and ranks.world_size() == 1):
+            if state["step"] % look_steps == 0 or state["step"] == steps or (stop.noted and distributed.get_world_size() == 1):
                 bar.set_postfix(loss=f"{take_step.look(epoch):.3f}", refresh=False)
                 run.require_few_overflows((epoch - 1) * steps + state["step"])
-                if state["step"] < steps and ranks.any_of(stop.noted):
+                if state["step"] < steps and distributed.any_rank(stop.noted):
                     return None
                 if state["step"] < steps and run.due():
                     run.save()
@@ -230,12 +228,12 @@ def main(cfg):
         print(f"--inputs {cfg.inputs}: writing to {cfg.output_dir}, since {Config.output_dir} is for the model of both inputs")
     precision = Precision(cfg.device, cfg.amp, cfg.capture)
     print(f"computing on {precision}")
-    ranks.join(precision.device)
+    distributed.init_process_group(precision.device)
     with only_run_in(cfg.output_dir):
         rows = read_trainable_rows(cfg.data_dir)
         encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
         check_question_length(cfg, encoders.question.gpt2.config.n_positions)
-        pixels = decode_pictures(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
+        pixels = decode_images(data_folder(cfg.data_dir), rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers,
                                  cfg.picture_decoder)
         rows = pixels.readable(rows)
         vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)

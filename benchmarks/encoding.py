@@ -12,8 +12,8 @@ import torch
 from benchmarks.plain_loop import PlainRows
 from benchmarks.report import Row
 from benchmarks.workbench import STAGES
-from features import encode_pictures, encode_questions, tokenize_questions
-from pixels import FastDecoder, PillowDecoder, decode_pictures
+from features.pixels import FastDecoder, PillowDecoder, decode_images
+from features.store import encode_images, encode_questions, tokenize_questions
 
 DECODERS = {"pillow": PillowDecoder, "fast": FastDecoder}
 WARM_UP = {"cpu": 16, "cuda": 1024}  # rows, encoded once before anything is timed
@@ -49,16 +49,16 @@ def time_parts(bench, models, rows):
                 return encode_questions(model, encoders.question, *tokens, cache_dir, bench.precision)
 
             seconds[f"{name} pictures"], _ = clock.once(
-                lambda model=model: encode_pictures(model, encoders.image, pixels, cache_dir, bench.precision))
+                lambda model=model: encode_images(model, encoders.image, pixels, cache_dir, bench.precision))
             seconds[f"{name} questions"], _ = clock.once(encode_texts)
     return seconds
 
 
 def decoding_row(bench, name):
-    """Pictures/s of one decoder through pixels.decode_pictures, with worker processes and the file it writes."""
+    """Pictures/s of one decoder through pixels.decode_images, with worker processes and the file it writes."""
     def into_an_empty_cache():
         with TemporaryDirectory(dir=bench.work) as cache_dir:
-            decode_pictures(bench.inputs.data_dir, paths, bench.encoders.image, cache_dir, bench.workers, name)
+            decode_images(bench.inputs.data_dir, paths, bench.encoders.image, cache_dir, bench.workers, name)
 
     paths = bench.inputs.to_decode
     few = paths[:STAGES[0].published_batch]
@@ -96,7 +96,7 @@ def pictures_row(bench, stage, model, parts):
             model.encode_image_frozen(noise)
 
     return Row(f"encode pictures to {stage.name}'s cut", bench.rows["image_path"].nunique() / parts[f"{stage.name} pictures"],
-               "pictures/s", len(few) / bench.clock.seconds(lambda: plain.encode_pictures(pixels)), f"batch {len(few)}",
+               "pictures/s", len(few) / bench.clock.seconds(lambda: plain.encode_images(pixels)), f"batch {len(few)}",
                len(noise) / bench.clock.seconds(encoder_alone), f"encoder alone, batch {len(noise)}")
 
 

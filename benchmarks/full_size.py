@@ -19,26 +19,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all weights are local
 import numpy as np
 import torch
 
-import settings
 from benchmarks.clock import MEGABYTE
 from benchmarks.inputs import ANSWER_WORDS, HUMANS, QUESTION_WORDS, draw_words, word_stocks, write_encoders
 from benchmarks.scripts import ROOT, run_process
-from checkpoint import FIXED, build_model
-from device import Precision
-from encoders import load_encoders
-from features import FeatureStore
-from files import whole_file, write_json
-from optimizer import make_optimizer, set_rates
-from preprocess import VQADataset
-from rows import read_rows, rows_of_split
-from step import TrainingStep
-from storage import new_array, open_tensor
+from common import settings
+from common.device import Precision
+from common.files import atomic_write, write_json
+from features.arrays import new_array, open_tensor
+from features.encoders import load_encoders
+from features.store import FeatureStore
+from preprocess import VQADataset, read_rows, rows_of_split
 from train import Config as TrainConfig
 from train import generator
+from training.checkpoint import FIXED, build_model
+from training.optimizer import make_optimizer, set_rates
+from training.step import TrainingStep
 from vocab import Vocab
 
 QUESTIONS_NAME, ANNOTATIONS_NAME = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
-READ_ROWS = "import sys; sys.path.insert(0, sys.argv[1]); from rows import read_rows; print(len(read_rows(sys.argv[2])))"
+READ_ROWS = "import sys; sys.path.insert(0, sys.argv[1]); from preprocess import read_rows; print(len(read_rows(sys.argv[2])))"
 DRAWN = 20_000  # different questions and answers each, from which all are taken
 BLOCK = 1_024   # pictures whose states are drawn; the others repeat them
 
@@ -94,8 +93,8 @@ def write_official(folder, cfg):
     rng, stocks = np.random.default_rng(cfg.seed), word_stocks(cfg.seed)
     texts, answers = ([draw_words(rng, stock, lengths) for _ in range(DRAWN)]
                       for stock, lengths in zip(stocks, (QUESTION_WORDS, ANSWER_WORDS), strict=True))
-    with (whole_file(folder / QUESTIONS_NAME) as one, open(one, "w", encoding="utf-8") as questions,
-          whole_file(folder / ANNOTATIONS_NAME) as other, open(other, "w", encoding="utf-8") as annotations):
+    with (atomic_write(folder / QUESTIONS_NAME) as one, open(one, "w", encoding="utf-8") as questions,
+          atomic_write(folder / ANNOTATIONS_NAME) as other, open(other, "w", encoding="utf-8") as annotations):
         questions.write('{"info": {}, "license": {}, "questions": [')
         annotations.write('{"info": {}, "license": {}, "annotations": [')
         for number in range(cfg.questions):

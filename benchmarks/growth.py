@@ -1,11 +1,11 @@
 """How time grows with the number of questions: the same parts on an eighth, a quarter, a half and all of the data set."""
 from tempfile import TemporaryDirectory
 
-from answering import answer_rows
 from benchmarks.training import make_step
 from benchmarks.workbench import FAIR_BATCH, STAGES
-from optimizer import set_rates
+from evaluation.generation import answer_rows
 from train import generator
+from training.optimizer import set_rates
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 

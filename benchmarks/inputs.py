@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from files import whole_file, write_json
+from common.files import atomic_write, write_json
 from mini_vqa_v2 import write_dataset
 
 QUESTIONS_PER_PICTURE = 9_500 / 8_300  # of the mini set of VQA v2
@@ -71,7 +71,7 @@ def make_inputs(folder, num_pictures, num_decoded, tiny, seed):
 def write_pictures(folder, names, seed):
     """Draw the JPEGs `names` (paths in `folder`)."""
     def write(number):
-        with whole_file(folder / names[number], durable=False) as temporary:
+        with atomic_write(folder / names[number], durable=False) as temporary:
             draw_photo(np.random.default_rng([seed, number])).save(temporary, "JPEG", quality=JPEG_QUALITY)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # numpy and Pillow let other threads run
@@ -153,7 +153,7 @@ def write_clip(folder, tiny):
     import open_clip
     from safetensors.torch import save_file
     config = (TINY_CLIP if tiny else open_clip.get_model_config("ViT-B-32-quickgelu")) | {"text_cfg": TEXT_TOWER}
-    with whole_file(folder / "open_clip_model.safetensors") as temporary:
+    with atomic_write(folder / "open_clip_model.safetensors") as temporary:
         save_file(open_clip.CLIP(**config).state_dict(), temporary)
     write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
 

@@ -7,8 +7,8 @@ through frozen parts, and precision, threads, optimizer and loss are those of th
 import numpy as np
 import torch
 
-from pixels import PillowDecoder
-from rows import data_folder
+from features.pixels import PillowDecoder
+from preprocess import data_folder
 from vocab import PAD
 
 
@@ -38,7 +38,7 @@ class PlainRows:
         rows = self.rows.iloc[index.tolist()]
         every_row = torch.arange(len(rows), device=self.precision.device)
         question_states, mask = self.encode_questions(rows["question"])
-        return {"image_states": self.encode_pictures(self.decode(rows["image_path"])), "image_row": every_row,
+        return {"image_states": self.encode_images(self.decode(rows["image_path"])), "image_row": every_row,
                 "question_states": question_states, "question_row": every_row, "attention_mask": mask,
                 "answer_ids": self.encode_answers(rows["answer"])}
 
@@ -46,7 +46,7 @@ class PlainRows:
         """uint8 pixels (B, 3, S, S) of picture files, on the CPU."""
         return torch.from_numpy(np.stack([self.decode_one(self.folder / path) for path in image_paths]))
 
-    def encode_pictures(self, pixels):
+    def encode_images(self, pixels):
         """What the frozen part of the picture encoder says of pixels (B, 3, S, S)."""
         with self.precision.autocast():
             return self.model.encode_image_frozen(self.image.normalize(pixels.to(self.precision.device)))

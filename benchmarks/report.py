@@ -6,8 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from files import whole_file
-from plots import ACCENT, DPI, HAIRLINE, INK, MUTED, PARTLY, RIGHT, STYLE, WRONG
+from common.files import atomic_write
+from evaluation.charts import ACCENT, DPI, HAIRLINE, INK, MUTED, PARTLY, RIGHT, STYLE, WRONG
 
 
 @dataclass
@@ -107,5 +107,5 @@ def draw_growth(growth, epochs, path):
         figure.text(0.02, 0.895, f"decode, encode, {epochs} + {epochs} epochs, answers; every point from an empty cache",
                     color=MUTED, va="center")
         FigureCanvasAgg(figure)
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, metadata={"Software": None})

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.clock import MEGABYTE
 from benchmarks.report import Row
 from benchmarks.workbench import STAGES
-from rows import read_rows
+from preprocess import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train.py", "fine_tune.py", "test.py")

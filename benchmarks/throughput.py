@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' modules lie one folder up
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all weights are local
 
-import settings
 from benchmarks.clock import describe_machine, matrix_rate, own_peak_mb
 from benchmarks.encoding import measure_encoding
 from benchmarks.growth import measure_growth
@@ -25,8 +24,9 @@ from benchmarks.report import Closing, Row, draw_growth, print_report
 from benchmarks.scripts import cold_rows, measure_cold_runs, measure_start_up, plain_seconds
 from benchmarks.training import measure_answering, measure_training
 from benchmarks.workbench import FAIR_BATCH, STAGES, Workbench
-from device import Precision
-from files import write_json
+from common import settings
+from common.device import Precision
+from common.files import write_json
 
 PICTURES = {"cpu": 64, "cuda": 8_300}
 DECODED = {"cpu": 512, "cuda": 8_300}

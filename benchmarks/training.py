@@ -3,13 +3,13 @@ import dataclasses
 
 import torch
 
-from answering import answer_rows
 from benchmarks.operations import step_operations
 from benchmarks.plain_loop import PlainRows
 from benchmarks.report import Row
-from optimizer import make_optimizer, set_rates
-from step import TrainingStep, evaluate
+from evaluation.generation import answer_rows
 from train import generator
+from training.optimizer import make_optimizer, set_rates
+from training.step import TrainingStep, evaluate
 
 # calls before a step is timed: what the first ones do besides (allocating, compiling, capturing) is not its own time
 WARM_UP_CALLS = {"eager": 1, "captured": 6, "compiled": 12}

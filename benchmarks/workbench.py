@@ -11,12 +11,11 @@ import fine_tune
 import train
 from benchmarks.clock import Clock
 from benchmarks.operations import times_fewer
-from checkpoint import FIXED, build_model
-from encoders import load_encoders
-from features import build_store
-from pixels import cores, decode_pictures
-from preprocess import VQADataset
-from rows import read_rows
+from features.encoders import load_encoders
+from features.pixels import cores, decode_images
+from features.store import build_store
+from preprocess import VQADataset, read_rows
+from training.checkpoint import FIXED, build_model
 from vocab import SPECIALS, Vocab
 
 FAIR_BATCH = {"cpu": 32, "cuda": 256}  # at which the plain loop is compared batch for batch
@@ -78,7 +77,7 @@ class Workbench:
 
     def decode(self, rows, cache_dir, decoder="pillow", data_dir=None):
         """The PixelStore of the rows' pictures, decoded unless `cache_dir` has it."""
-        return decode_pictures(data_dir or self.inputs.data_dir, rows["image_path"], self.encoders.image, cache_dir,
+        return decode_images(data_dir or self.inputs.data_dir, rows["image_path"], self.encoders.image, cache_dir,
                                self.workers, decoder)
 
     def dataset(self, model, rows=None, cache_dir=None, data_dir=None):

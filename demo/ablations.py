@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import settings
-from evaluation import join_results
-from files import whole_file, write_json
-from intervals import paired_difference
+from common import settings
+from common.files import atomic_write, write_json
+from evaluation.bootstrap import paired_difference
+from evaluation.report import join_results
 
 
 @dataclass
@@ -81,7 +81,7 @@ def main(cfg):
     minutes = (time.time() - started) / 60
     text = (f"{table}\n\n{cfg.seeds} seeds each; mean sentence BLEU (lowest to highest seed), exact match, and the "
             "difference in mean sentence BLEU with its 95 % interval, paired by question, resampled by picture.\n")
-    with whole_file(Path(cfg.output_dir) / "ablations.md") as temporary:
+    with atomic_write(Path(cfg.output_dir) / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}\n{minutes:.0f} minutes; table {Path(cfg.output_dir) / 'ablations.md'}")
 

@@ -144,7 +144,7 @@ def encode_captions(model, ids):
     return torch.nn.functional.normalize(ends @ model.text_projection, dim=-1)
 
 
-def encode_pictures(model, pixels):
+def encode_images(model, pixels):
     """Unit features of the pictures (B, D) and of their three columns (3B, D); pooled as open_clip pools."""
     visual = model.visual
     pooled, tokens = visual._pool(visual.transformer(visual._embeds(pixels)))      # (B, W), (B, T, W)
@@ -167,7 +167,7 @@ def contrast(model, image, ids, truth):
 def total_loss(model, batch):
     """Sum of the three contrasts, and the statements' accuracy in the batch."""
     pixels, (statements, joined, looks) = batch
-    pictures, columns = encode_pictures(model, pixels)
+    pictures, columns = encode_images(model, pixels)
     loss, right = contrast(model, pictures, *statements)
     return loss + JOINED_WEIGHT * contrast(model, pictures, *joined)[0] + contrast(model, columns, *looks)[0], right
 
@@ -179,7 +179,7 @@ def retrieval_accuracy(model, held_out, batch_size=64):
     right = 0
     for start in range(0, len(held_out), batch_size):
         pixels = torch.from_numpy(held_out.pixels[start:start + batch_size]).float() / 255
-        image, _ = encode_pictures(model, (pixels - MEAN) / STD)
+        image, _ = encode_images(model, (pixels - MEAN) / STD)
         for first in range(0, len(image), FAMILY):
             scores = torch.stack([(image[first:first + FAMILY] @ texts[held_out.true[start + first + n]].T).mean(1)
                                   for n in range(FAMILY)])                         # (captions of, pictures)

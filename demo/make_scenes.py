@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
 
-import settings
+from common import settings
+from common.files import atomic_write
 from demo.drawing import draw_scene
 from demo.questions import ask
 from demo.world import family_of, sample_partition
-from files import whole_file
 
 ENCODERS = Path(__file__).resolve().parent / "encoders"  # whose pretraining the demo must not repeat
 SUBSET = "train2014"
@@ -127,7 +127,7 @@ def draw_all(make, numbers, workers, name):
 
 def write_compact(path, value):
     """JSON without indentation, as the official files have it."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' sha
 
 import torch
 
-import settings
+from common import settings
+from common.files import atomic_write, write_json
 from demo import captions, clip_training, gpt2_training
 from demo.make_scenes import draw_all
-from files import whole_file, write_json
 
 HELD_OUT_FAMILIES, HELD_OUT_TEXTS = 100, 200
 
@@ -72,7 +72,7 @@ class Log:
     def __call__(self, row):
         self.rows.append({name: value if isinstance(value, int) else "" if value is None else f"{value:.5g}"
                           for name, value in row.items()} | {"seconds": round(time.monotonic() - self.start)})
-        with whole_file(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
@@ -142,13 +142,13 @@ def save_clip(model, folder):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[(word, words[word]) for word in ("<start>", "<end>")])
-    with whole_file(folder / "tokenizer.json") as temporary:
+    with atomic_write(folder / "tokenizer.json") as temporary:
         tokenizer.save(str(temporary))
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<start>",
         "eos_token": "<end>", "clean_up_tokenization_spaces": False,
         "model_max_length": captions.CONTEXT_LENGTH})
-    with whole_file(folder / "open_clip_model.safetensors") as temporary:
+    with atomic_write(folder / "open_clip_model.safetensors") as temporary:
         save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, temporary)
 
 
@@ -173,7 +173,7 @@ def draw_curves(folder):
             points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
             axis.plot(*zip(*points, strict=True), label=column.replace("_", " "))
         axis.legend()
-    with whole_file(folder / "pretraining.png") as temporary:
+    with atomic_write(folder / "pretraining.png") as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
 

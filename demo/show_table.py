@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
 
-import settings
-from evaluation import HEADLINE, join_results
-from intervals import paired_difference
+from common import settings
+from evaluation.bootstrap import paired_difference
+from evaluation.report import HEADLINE, join_results
 
 PRIORS = ("most_frequent", "most_frequent_per_question_type")
 

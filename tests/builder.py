@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-import collect
 import mini_vqa_v2
-import official
-import settings
-import throttle
+from common import settings
+from download import images as collect
+from download import official, throttle
 from mini_vqa_v2 import Config
 
 ROOT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def loaded_encoders(encoder_flags):
-    from encoders import load_encoders
+    from features.encoders import load_encoders
     return load_encoders(encoder_flags[1], "", encoder_flags[3])
 
 
@@ -58,9 +58,9 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture
 def pixels(encoders, data_dir, session_cache):
-    from pixels import decode_pictures
-    from rows import read_rows
-    return decode_pictures(data_dir, read_rows(data_dir)["image_path"], encoders.image, session_cache, 2)
+    from features.pixels import decode_images
+    from preprocess import read_rows
+    return decode_images(data_dir, read_rows(data_dir)["image_path"], encoders.image, session_cache, 2)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def make_model(encoders):
     """make_model(vocab_size=9, clip_layers=0, gpt2_layers=0, **sizes) -> VQAModel in eval mode."""
     import torch
 
-    from checkpoint import build_model
+    from training.checkpoint import build_model
 
     def make(vocab_size=9, clip_layers=0, gpt2_layers=0, **sizes):
         torch.manual_seed(0)
@@ -97,9 +97,9 @@ def make_model(encoders):
 @pytest.fixture
 def make_store(encoders, pixels, data_dir, session_cache):
     """make_store(model) -> FeatureStore of the small data set at the model's cut."""
-    from device import Precision
-    from features import build_store
-    from rows import read_rows
+    from common.device import Precision
+    from features.store import build_store
+    from preprocess import read_rows
 
     def make(model, cache_dir=session_cache):
         return build_store(model, encoders, pixels, read_rows(data_dir)["question"], 32, cache_dir, Precision("cpu"))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from answering import answer_picture
-from encoders import ImageEncoder
-from pictures import open_picture
-from pixels import decode_pictures
-from rows import read_rows
+from common.images import open_image
+from evaluation.generation import answer_image
+from features.encoders import ImageEncoder
+from features.pixels import decode_images
+from preprocess import read_rows
 
 RED_ABOVE_BLUE = np.concatenate([np.full((20, 40, 3), (220, 30, 30), np.uint8), np.full((20, 40, 3), (30, 30, 220), np.uint8)])
 
@@ -65,9 +65,9 @@ ODD = ["turned by EXIF", "png named jpg", "four colours", "palette with transpar
 @pytest.mark.parametrize("decoder", ["pillow", "fast"])
 def test_odd_pictures_look_the_same_in_training(decoder, name, encoders, tmp_path):
     path = save_odd(name, tmp_path)
-    store = decode_pictures(tmp_path, [path.name], encoders.image, tmp_path / "cache", 1, decoder)
+    store = decode_images(tmp_path, [path.name], encoders.image, tmp_path / "cache", 1, decoder)
     assert not store.unreadable and is_red_above_blue(store.pixels[0])
-    assert is_red_above_blue(open_picture(path)), "the gallery's picture"
+    assert is_red_above_blue(open_image(path)), "the gallery's picture"
 
 
 @pytest.mark.parametrize("entry", [(0x11a, 2, b"ab\0\0"), (0x10f, 11, b"ab\0\0"), (0x14a, 1, b"ab\0\0")],
@@ -78,30 +78,30 @@ def test_a_damaged_exif_block_does_not_lose_the_picture_nor_its_turn(entry, tmp_
     entries = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHI", tag, kind, 1) + value
     block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     Image.fromarray(RED_ABOVE_BLUE).rotate(90, expand=True).save(tmp_path / "a.jpg", exif=block, quality=95)
-    assert is_red_above_blue(open_picture(tmp_path / "a.jpg"))
+    assert is_red_above_blue(open_image(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_pictures_look_the_same_in_answering(name, encoders, make_model, tmp_path, monkeypatch):
     """One question about one picture goes through the same door as training."""
-    from device import Precision
+    from common.device import Precision
     from vocab import Vocab
     seen, true_normalize = [], ImageEncoder.normalize
     monkeypatch.setattr(ImageEncoder, "normalize", lambda self, pixels: seen.append(pixels) or true_normalize(self, pixels))
     vocab = Vocab(["<pad>", "<start>", "<end>", "<unk>", "red", "blue"])
-    answer_picture(save_odd(name, tmp_path), "What is above?", make_model(vocab_size=6), encoders, vocab,
+    answer_image(save_odd(name, tmp_path), "What is above?", make_model(vocab_size=6), encoders, vocab,
                    {"question_max_len": 16, "answer_max_len": 4}, Precision("cpu"))
     assert is_red_above_blue(seen[0][0])
 
 
 def test_sixteen_bit_grey_is_not_saturated(tmp_path):
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "a.png")
-    assert abs(int(np.asarray(open_picture(tmp_path / "a.png"))[0, 0, 0]) - 30000 // 257) <= 1
+    assert abs(int(np.asarray(open_image(tmp_path / "a.png"))[0, 0, 0]) - 30000 // 257) <= 1
 
 
 def test_one_pixel_is_a_picture(encoders, tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
-    store = decode_pictures(tmp_path, ["a.png"], encoders.image, tmp_path / "cache", 1)
+    store = decode_images(tmp_path, ["a.png"], encoders.image, tmp_path / "cache", 1)
     assert (store.pixels[0, 0] == 255).all()
 
 
@@ -135,7 +135,7 @@ BROKEN = ["a folder", "a broken link", "zero bytes", "a web page", "truncated", 
 def test_what_is_no_picture_is_named_with_its_reason(decoder, name, encoders, tmp_path):
     reason = spoil(name, tmp_path / "a.png")
     with pytest.raises(ValueError, match=re.escape("1 of 1 pictures cannot be read") + ".*" + re.escape(reason)):
-        decode_pictures(tmp_path, ["a.png"], encoders.image, tmp_path / "cache", 1, decoder)
+        decode_images(tmp_path, ["a.png"], encoders.image, tmp_path / "cache", 1, decoder)
     assert not list((tmp_path / "cache").glob("*")), "a partial store was left"
 
 
@@ -143,7 +143,7 @@ def test_what_is_no_picture_is_named_with_its_reason(decoder, name, encoders, tm
 def test_asking_about_what_is_no_picture_is_one_line(name, encoders, make_model, tmp_path):
     spoil(name, tmp_path / "a.png")
     with pytest.raises((ValueError, OSError), match="--image .*a.png"):
-        answer_picture(tmp_path / "a.png", "What?", make_model(), encoders, None, {}, None)
+        answer_image(tmp_path / "a.png", "What?", make_model(), encoders, None, {}, None)
 
 
 def write_own(folder, text, encoding="utf-8"):
@@ -278,8 +278,8 @@ def test_names_with_spaces_and_other_letters_work(run_script, encoder_flags, dat
 
 def test_caches_and_checkpoints_are_never_unpickled(tmp_path):
     """An array of objects, and a checkpoint of objects, are what a malicious file would be."""
-    from checkpoint import read_checkpoint
-    from storage import open_array
+    from features.arrays import open_array
+    from training.checkpoint import read_checkpoint
     np.save(tmp_path / "states.npy", np.array([{"a": 1}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="damaged"):
         open_array(tmp_path / "states.npy", 2)

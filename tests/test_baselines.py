@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import baselines
-import intervals
-import metrics
+from evaluation import baselines, metrics
+from evaluation import bootstrap as intervals
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "vqa_v2_text"

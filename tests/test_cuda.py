@@ -6,11 +6,11 @@ import signal
 import pytest
 import torch
 
-import features
 import fine_tune
-import step
 import train
-from decoder import AnswerDecoder
+from features import store as features
+from model import AnswerDecoder
+from training import step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

@@ -280,7 +280,7 @@ def test_clip_tells_pictures_by_their_captions():
     held_out = clip_training.Scenes([clip_training.render_family(number, seed="a test") for number in range(25)])
     assert clip_training.retrieval_accuracy(clip, held_out) > 0.5  # chance: 0.25
     pixels = (torch.from_numpy(held_out.pixels[:8]).float() / 255 - clip_training.MEAN) / clip_training.STD
-    ours, _ = clip_training.encode_pictures(clip, pixels)
+    ours, _ = clip_training.encode_images(clip, pixels)
     torch.testing.assert_close(ours, clip.encode_image(pixels, normalize=True))
     ids = open_clip.get_tokenizer(name)(["car red-colored ground-left"])
     words = captions.vocabulary()

@@ -14,10 +14,10 @@ import pytest
 from builder import many_entries, write_official
 from picture_server import PictureServer, draw_jpeg
 
-import collect
-import download
-import throttle
-from download import ask, check_address, open_session, read_body, wanted_pause
+from download import http as download
+from download import images as collect
+from download import throttle
+from download.http import ask, check_address, open_session, read_body, wanted_pause
 
 run, local_and_quick = builder.run, builder.local_and_quick  # fixtures; every test uses the second
 NAMES = [f"COCO_train2014_{image:012d}.jpg" for image in range(120)]

@@ -18,10 +18,10 @@ from PIL import Image
 from test_download import NAMES, ODD, assert_complete, read_missing
 from test_download import collect_from as collect_from_fixture
 
-import collect
-import official
-from files import only_holder
-from manifest import Manifest
+from common.files import file_lock
+from download import images as collect
+from download import official
+from download.manifest import Manifest
 
 run, local_and_quick, collect_from = builder.run, builder.local_and_quick, collect_from_fixture  # fixtures
 
@@ -158,7 +158,7 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(collect_from, tmp_pat
 
 def test_the_second_of_two_runs_in_one_folder_is_refused(collect_from, whole):
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
-    with only_holder(whole, "never"):
+    with file_lock(whole, "never"):
         error = collect_from(Nowhere, status=2)
     assert f"another run is writing to --output-dir {whole}" in error and error.count("\n") == 1
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before

@@ -12,9 +12,9 @@ import pytest
 from builder import ANNOTATIONS, QUESTIONS, ZIPS, many_entries, serve_zips, write_official
 from picture_server import PictureServer
 
-import official
-from files import only_holder
-from official import read_json
+from common.files import file_lock
+from download import official
+from download.official import read_json
 
 run, local_and_quick = builder.run, builder.local_and_quick  # fixtures; every test uses the second
 ZIP = ZIPS[QUESTIONS]
@@ -167,7 +167,7 @@ def test_the_published_sums_are_those_of_four_files():
 
 def test_a_zip_that_another_run_is_fetching_is_left_to_it(fetch, zips, tmp_path):
     leave_part(tmp_path, b"PK")
-    with PictureServer(zips) as server, only_holder(tmp_path / "new" / f"{ZIP}.part", "never"):
+    with PictureServer(zips) as server, file_lock(tmp_path / "new" / f"{ZIP}.part", "never"):
         assert "another run is fetching it" in fetch(server, status=2) and server.paths == []
 
 

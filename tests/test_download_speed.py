@@ -12,7 +12,7 @@ import pytest
 from builder import NO_PROXY
 from PIL import Image
 
-import collect
+from download import images as collect
 
 NUM_PICTURES = 2000
 FLOOR = 60  # pictures/s that even a machine busy with other work must reach; an idle one of two cores does over 200

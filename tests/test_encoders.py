@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders import load_image_encoder, load_question_encoder
+from features.encoders import load_image_encoder, load_question_encoder
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,8 +49,8 @@ def run_python(code, home):
 
 REAL_SIZE = """
 import torch, torch.nn.functional as F
-from encoders import load_encoders
-from checkpoint import build_model
+from features.encoders import load_encoders
+from training.checkpoint import build_model
 encoders = load_encoders("ViT-B-32-quickgelu", "openai", "distilgpt2")
 visual, gpt2 = encoders.image.visual, encoders.question.gpt2
 print(sum(p.numel() for p in visual.parameters()), len(visual.transformer.resblocks), len(gpt2.h))

@@ -3,7 +3,7 @@ import csv
 
 import pytest
 
-from evaluation import evaluate_predictions, join_results, print_comparison, print_table
+from evaluation.report import evaluate_predictions, join_results, print_comparison, print_table
 
 COLUMNS = ("question_id", "image_id", "question", "answer", "prediction", "sentence_bleu", "exact_match", "vqa_accuracy",
            "confidence")

@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 
-import features
-from device import Precision
-from features import build_store, stored_states
-from pixels import decode_pictures
-from rows import read_rows
-from storage import hash_of
+from common.device import Precision
+from features import store as features
+from features.arrays import hash_of
+from features.pixels import decode_images
+from features.store import build_store, stored_states
+from preprocess import read_rows
 
 CPU = Precision("cpu")
 
@@ -25,7 +25,7 @@ def test_any_change_of_what_states_depend_on_makes_new_ones(change, encoders, ma
     cache = tmp_path / "cache"
 
     def build():
-        store = decode_pictures(folder, paths(), encoders.image, cache, 2)
+        store = decode_images(folder, paths(), encoders.image, cache, 2)
         return build_store(model, encoders, store, ["What?", "Who is it?"], 8, cache, CPU)
 
     model = make_model(clip_layers=1, gpt2_layers=1)

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mini_vqa_v2
-from checkpoint import FORMAT, KEYS, read_checkpoint, save_checkpoint
-from evaluation import join_results
-from pictures import UNREADABLE, open_picture
-from rows import read_rows
-from storage import new_array, open_tensor
+from common.images import UNREADABLE, open_image
+from evaluation.report import join_results
+from features.arrays import new_array, open_tensor
+from preprocess import read_rows
+from training.checkpoint import FORMAT, KEYS, read_checkpoint, save_checkpoint
 
 CASES = 400  # of each reader
 
@@ -110,7 +110,7 @@ def test_pictures(suffix, tmp_path):
     y, x = np.mgrid[:40, :50]
     Image.fromarray(np.stack([x * 5, y * 6, x + y], -1).astype(np.uint8)).save(tmp_path / f"a{suffix}")
     path = tmp_path / f"a{suffix}"
-    for _, picture in fuzz(path, lambda: open_picture(path), suffix, CASES // 4, UNREADABLE):
+    for _, picture in fuzz(path, lambda: open_image(path), suffix, CASES // 4, UNREADABLE):
         assert picture.mode == "RGB"
 
 

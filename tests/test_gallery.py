@@ -10,8 +10,8 @@ import pytest
 from browser import Browser, missing_browser
 from PIL import Image, ImageDraw
 
-import gallery
-from results_folder import file_name
+from evaluation import gallery
+from evaluation.results import file_name
 
 ROOT = Path(__file__).parents[1]
 ATTACK = """<img src=x onerror="window.hacked=1"> </script><script>window.hacked=1</script> <!-- & ' "\u2028"""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-import intervals
-import metrics
+from evaluation import bootstrap as intervals
+from evaluation import metrics
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 ANSWERS = ["black and white", "Black and  brown", "on the table", "don't know", "10:30", "a man's left hand", "yes",

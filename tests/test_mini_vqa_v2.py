@@ -15,8 +15,8 @@ from builder import ANNOTATIONS, NO_PROXY, QUESTIONS, ZIPS, entry, many_entries,
 from picture_server import PictureServer, draw_jpeg
 from PIL import Image
 
-import collect
 import mini_vqa_v2
+from download import images as collect
 from mini_vqa_v2 import COLUMNS, Config, choose_split, majority_answer
 
 ROOT = Path(__file__).parents[1]

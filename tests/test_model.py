@@ -6,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from answering import answer_rows
-from device import Precision
-from encoders import load_encoders
-from preprocess import VQADataset
-from rows import read_rows
-from step import answer_loss
+from common.device import Precision
+from evaluation.generation import answer_rows
+from features.encoders import load_encoders
+from preprocess import VQADataset, read_rows
+from training.step import answer_loss
 from vocab import END, PAD, START, UNK, Vocab
 
 ALL_BLOCKS = 4
@@ -248,7 +247,7 @@ def test_compiled_blocks_give_the_same_logits_and_gradients(make_model, dataset_
 
 def test_the_fingerprint_changes_with_one_weight(encoder_flags):
     first = load_encoders(encoder_flags[1], "", encoder_flags[3])
-    from encoders import fingerprint
+    from features.encoders import fingerprint
     before = fingerprint(first.image.visual, "")
     with torch.no_grad():
         first.image.visual.ln_post.bias[3] += 1e-6

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import pixels
-from pictures import open_picture
-from pixels import FastDecoder, PillowDecoder, decode_pictures
+from common.images import open_image
+from features import pixels
+from features.pixels import FastDecoder, PillowDecoder, decode_images
 
 
 def paths(count=12):
@@ -20,7 +20,7 @@ def paths(count=12):
 def test_pixels_are_what_clips_own_transform_gives(encoders, folder, tmp_path):
     from open_clip.transform import PreprocessCfg, image_transform_v2
     whole = image_transform_v2(PreprocessCfg(**encoders.image.visual.preprocess_cfg), is_train=False)
-    store = decode_pictures(folder, paths(), encoders.image, tmp_path / "cache", 2)
+    store = decode_images(folder, paths(), encoders.image, tmp_path / "cache", 2)
     for row, path in enumerate(store.paths):
         with Image.open(folder / path) as picture:
             expected = whole(picture)
@@ -29,9 +29,9 @@ def test_pixels_are_what_clips_own_transform_gives(encoders, folder, tmp_path):
 
 
 def test_a_second_run_decodes_nothing(encoders, folder, tmp_path, monkeypatch):
-    first = decode_pictures(folder, paths(), encoders.image, tmp_path / "cache", 2)
+    first = decode_images(folder, paths(), encoders.image, tmp_path / "cache", 2)
     monkeypatch.setattr(pixels, "build_pixels", lambda *_: pytest.fail("decoded again"))
-    again = decode_pictures(folder, paths(), encoders.image, tmp_path / "cache", 2)
+    again = decode_images(folder, paths(), encoders.image, tmp_path / "cache", 2)
     assert np.array_equal(first.pixels, again.pixels)
 
 
@@ -39,12 +39,12 @@ def test_a_changed_picture_is_decoded_again_even_with_its_old_time_and_size(enco
     """A cache keyed by name, size and time would answer with the features of a picture that is gone."""
     target = folder / "images/03.bmp"
     Image.new("RGB", (20, 20), "red").save(target)
-    before = decode_pictures(folder, ["images/03.bmp"], encoders.image, tmp_path / "cache", 2)
+    before = decode_images(folder, ["images/03.bmp"], encoders.image, tmp_path / "cache", 2)
     stat = target.stat()
     Image.new("RGB", (20, 20), "blue").save(target)
     os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert target.stat().st_size == stat.st_size
-    after = decode_pictures(folder, ["images/03.bmp"], encoders.image, tmp_path / "cache", 2)
+    after = decode_images(folder, ["images/03.bmp"], encoders.image, tmp_path / "cache", 2)
     assert not np.array_equal(before.pixels[0], after.pixels[0])
 
 
@@ -56,7 +56,7 @@ def test_few_unreadable_pictures_are_named_and_left_out(encoders, tmp_path, caps
     (tmp_path / names[7]).write_bytes(b"<html>not a picture</html>")
     (tmp_path / names[9]).unlink()
     for _ in range(2):  # the second time from the cache
-        store = decode_pictures(tmp_path, names, encoders.image, tmp_path / "cache", 2)
+        store = decode_images(tmp_path, names, encoders.image, tmp_path / "cache", 2)
         assert len(store.paths) == 200 and set(store.unreadable) == {names[7], names[9]}
         rows = store.readable(pd.DataFrame({"image_path": names}))
         assert len(rows) == 198 and names[7] not in set(rows["image_path"])
@@ -67,19 +67,19 @@ def test_few_unreadable_pictures_are_named_and_left_out(encoders, tmp_path, caps
 def test_many_unreadable_pictures_are_an_error(encoders, folder, tmp_path):
     (folder / "images/05.png").write_bytes((folder / "images/05.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="1 of 12 pictures cannot be read.*05.png"):
-        decode_pictures(folder, paths(), encoders.image, tmp_path / "cache", 2)
+        decode_images(folder, paths(), encoders.image, tmp_path / "cache", 2)
     assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 @pytest.mark.parametrize("decoder", ["pillow", "fast"])
 def test_the_number_of_workers_changes_no_pixel(decoder, encoders, folder, tmp_path):
-    stores = [decode_pictures(folder, paths(), encoders.image, tmp_path / str(workers), workers, decoder) for workers in (1, 3)]
+    stores = [decode_images(folder, paths(), encoders.image, tmp_path / str(workers), workers, decoder) for workers in (1, 3)]
     assert np.array_equal(stores[0].pixels, stores[1].pixels) and stores[0].pixels.any((1, 2, 3)).all()
 
 
 def test_the_decoder_is_part_of_the_files_name(encoders, folder, tmp_path):
     for decoder in ("pillow", "fast"):
-        decode_pictures(folder, paths(), encoders.image, tmp_path / "cache", 1, decoder)
+        decode_images(folder, paths(), encoders.image, tmp_path / "cache", 1, decoder)
     assert len(list((tmp_path / "cache").glob("pixels-*.npy"))) == 2
 
 
@@ -129,10 +129,10 @@ def test_a_killed_worker_is_one_clear_line(encoders, folder, tmp_path, monkeypat
     def die(path):
         if os.getpid() != parent:
             os.kill(os.getpid(), 9)
-        return open_picture(path)
+        return open_image(path)
 
-    monkeypatch.setattr(pixels, "open_picture", die)
+    monkeypatch.setattr(pixels, "open_image", die)
     monkeypatch.setattr(pixels, "PICTURES_AT_ONCE", 2)
     with pytest.raises(ValueError, match="a process that decodes pictures died .*--workers"):
-        decode_pictures(folder, paths(), encoders.image, tmp_path / "cache", 2)
+        decode_images(folder, paths(), encoders.image, tmp_path / "cache", 2)
     assert not list((tmp_path / "cache").iterdir())

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-import plots
+from evaluation import charts as plots
 
 
 def metrics(floors=None, ceilings=None, **scores):

@@ -5,8 +5,7 @@ import pytest
 import tiny
 import torch
 
-from preprocess import VQADataset
-from rows import SPLITS, read_rows, rows_of_split, split_of
+from preprocess import SPLITS, VQADataset, read_rows, rows_of_split, split_of
 from vocab import END, PAD, START, Vocab
 
 

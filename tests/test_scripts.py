@@ -251,7 +251,7 @@ def test_stage_two_refuses_a_fine_tuned_checkpoint(trained, run_script, data_dir
 
 
 def test_stage_two_says_when_stage_one_was_interrupted(trained, run_script, data_dir, tmp_path):
-    from checkpoint import read_checkpoint, save_checkpoint
+    from training.checkpoint import read_checkpoint, save_checkpoint
     folder, _ = trained
     shutil.copytree(folder / "output/feature_extraction", tmp_path / "one")
     last = read_checkpoint(tmp_path / "one/last.pt")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-import run_folder
-import step
 import train
-from checkpoint import read_checkpoint, restore_model, save_checkpoint
-from device import Precision
-from optimizer import load_optimizer, make_optimizer, schedule, set_rates
-from step import answer_loss, evaluate
+from common.device import Precision
+from training import run_state as run_folder
+from training import step
+from training.checkpoint import read_checkpoint, restore_model, save_checkpoint
+from training.optimizer import load_optimizer, make_optimizer, schedule, set_rates
+from training.step import answer_loss, evaluate
 from vocab import END, PAD, START
 
 CPU = Precision("cpu")
@@ -157,15 +157,14 @@ def test_one_can_watch_it_learn(run_config, tmp_path, monkeypatch):
 
 
 def test_the_saved_model_is_the_one_that_was_measured(run_config, tmp_path):
-    from features import build_store
-    from pixels import decode_pictures
-    from preprocess import VQADataset
-    from rows import read_rows, rows_of_split
+    from features.pixels import decode_images
+    from features.store import build_store
+    from preprocess import VQADataset, read_rows, rows_of_split
     cfg = run_config()
     train.main(cfg)
     checkpoint, encoders, vocab, model = restore_model(tmp_path / "run/vqa_checkpoint.pt")
     rows = read_rows(cfg.data_dir)
-    pixels = decode_pictures(cfg.data_dir, rows["image_path"], encoders.image, cfg.cache_dir, 1)
+    pixels = decode_images(cfg.data_dir, rows["image_path"], encoders.image, cfg.cache_dir, 1)
     store = build_store(model, encoders, pixels, rows["question"], 32, cfg.cache_dir, CPU)
     val_set = VQADataset(rows_of_split(rows, "val"), vocab, 8, store)
     assert evaluate(model, val_set, 32, CPU) == pytest.approx(checkpoint["val_loss"], abs=1e-6)

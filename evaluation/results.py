@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from files import whole_file
+from common.files import atomic_write
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "exact_match",
            "vqa_accuracy", "confidence", "question_type", "answer_type")
@@ -25,15 +25,15 @@ def complete_rows(rows, predictions, confidences, gates, folder):
 
 def write_results(rows, path):
     """The results CSV; every text is quoted, since a lone carriage return would else end the row for many readers."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def draw_results(rows, metrics, cfg):
     """The gallery page, a seeded sample as single pictures and as a contact sheet, scores and calibration as charts."""
-    from gallery import draw_overview, draw_prediction, write_gallery
-    from intervals import expected_calibration_error
-    from plots import draw_calibration, draw_scores
+    from evaluation.bootstrap import expected_calibration_error
+    from evaluation.charts import draw_calibration, draw_scores
+    from evaluation.gallery import draw_overview, draw_prediction, write_gallery
     folder = Path(cfg.results_dir)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
     sample = [rows[number] for number in order.tolist()]
@@ -57,7 +57,7 @@ def remove_earlier_samples(folder, names):
     earlier = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     for name in {Path(line).name for line in earlier if line.endswith(".png")} - set(names):
         (folder / name).unlink(missing_ok=True)
-    with whole_file(listed) as temporary:
+    with atomic_write(listed) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from device import slices_of, within_memory
-from features import tokenize_questions
-from pictures import UNREADABLE, open_picture
+from common.device import slices_of, within_memory
+from common.images import UNREADABLE, open_image
+from features.store import tokenize_questions
 from vocab import UNK
 
 
@@ -33,13 +33,13 @@ def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=204
 
 def validation_scores(texts, labels):
     """Mean sentence BLEU and exact match (0 to 100) of the validation answers."""
-    from metrics import exact_match, sentence_bleu
+    from evaluation.metrics import exact_match, sentence_bleu
     pairs = list(zip(texts, labels, strict=True))
     return {"val_bleu": round(sum(sentence_bleu(text, [label]) for text, label in pairs) / len(pairs), 3),
             "val_exact_match": round(sum(exact_match(text, label) for text, label in pairs) / len(pairs), 3)}
 
 
-def exchanged_pictures(dataset, seed):
+def exchanged_images(dataset, seed):
     """For each row another picture (N,): the distinct pictures form one random circle, each row gets its picture's next.
 
     None where there is only one picture.
@@ -60,13 +60,13 @@ def spelled_labels(labels, vocab, answer_max_len):
 
 
 @torch.no_grad()
-def answer_picture(image, question, model, encoders, vocab, sizes, precision, beam_size=1):
+def answer_image(image, question, model, encoders, vocab, sizes, precision, beam_size=1):
     """(text, confidence, gate's share of the picture) for one picture file and one question, computed live.
 
     Raises FileNotFoundError or ValueError where the picture cannot be read.
     """
     try:
-        picture = encoders.image.resize(open_picture(image))
+        picture = encoders.image.resize(open_image(image))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--image {image}: no such file") from error
     except UNREADABLE as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import ranks
-from files import whole_file
+from common import distributed
+from common.files import atomic_write
 
 STORED = {torch.float32: np.dtype(np.float32), torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.int16)}
 
@@ -21,23 +21,23 @@ def new_array(target, shape, dtype):
 
     Where several processes work together each of them gets the same array and fills its part.
     """
-    if ranks.rank() == 0:
+    if distributed.get_rank() == 0:
         remove_leftovers(target)
-        with whole_file(target) as temporary:
+        with atomic_write(target) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
             if hasattr(os, "posix_fallocate"):  # a disk that fills up under a memory map would kill the process
                 with open(temporary, "r+b") as stream:
                     os.posix_fallocate(stream.fileno(), 0, os.path.getsize(temporary))
-            ranks.share(temporary)
+            distributed.broadcast(temporary)
             yield array
             array.flush()
-            ranks.wait()
+            distributed.barrier()
     else:
-        array = np.load(ranks.share(), mmap_mode="r+")
+        array = np.load(distributed.broadcast(), mmap_mode="r+")
         yield array
         array.flush()
-        ranks.wait()
-    ranks.wait()  # rank 0 has given the file its name
+        distributed.barrier()
+    distributed.barrier()  # rank 0 has given the file its name
 
 
 def remove_leftovers(target):

@@ -23,9 +23,9 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from files import whole_file
-from pictures import UNREADABLE, open_picture
-from plots import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG, score_bars, verdict_sentence
+from common.files import atomic_write
+from common.images import UNREADABLE, open_image
+from evaluation.charts import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG, score_bars, verdict_sentence
 
 # Of three words, one in common with the label scores 27.5 and two score 34.7 or more (sacrebleu, exponential
 # smoothing, by which almost every wrong answer scores more than 0).
@@ -70,7 +70,7 @@ def draw_prediction(row, path):
     middle = MARGIN + int(inner * 0.54)
     left = _draw_model(draw, row, MARGIN, y + 24, middle - MARGIN - 40)
     right = _draw_humans(draw, row, middle, y + 24, PICTURE_WIDTH - MARGIN - middle)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         image.crop((0, 0, PICTURE_WIDTH, max(left, right) + 36)).save(temporary)
 
 
@@ -121,7 +121,7 @@ def draw_overview(rows, path, columns=4):
         for column, cell in enumerate(line):
             sheet.paste(cell, (CELL_GAP + column * (CELL_WIDTH + CELL_GAP), y))
         y += height + CELL_GAP
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         sheet.save(temporary)
 
 
@@ -150,7 +150,7 @@ def _fitted(path, width, height):
     Raises OSError, naming the file, where it cannot be decoded.
     """
     try:
-        picture = open_picture(path)
+        picture = open_image(path)
     except UNREADABLE as error:
         raise OSError(f"{path} cannot be read as a picture ({error}); mend it or leave its rows out") from error
     scale = min(width / picture.width, height / picture.height)
@@ -232,7 +232,7 @@ def write_gallery(rows, metrics, results_dir):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
         digest = base64.b64encode(hashlib.sha256(inline.encode("utf-8")).digest()).decode("ascii")
         template = template.replace(f"{tag.upper()}_SHA256", digest)
-    with whole_file(results_dir / "index.html") as temporary:
+    with atomic_write(results_dir / "index.html") as temporary:
         temporary.write_text(template.replace("PAGE_DATA", embed_json(page)), encoding="utf-8", newline="\n")
 
 
@@ -272,7 +272,7 @@ def _write_thumbnails(pictures, folder):
 
     def write(image_path):
         picture = _fitted(pictures[image_path], THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-        with whole_file(folder / names[image_path]) as temporary:
+        with atomic_write(folder / names[image_path]) as temporary:
             picture.save(temporary, quality=85)
 
     with ThreadPoolExecutor(THUMBNAIL_THREADS) as threads:

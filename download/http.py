@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from throttle import Fault, Refused, Unavailable
+from download.throttle import Fault, Refused, Unavailable
 
 TIMEOUTS = (10, 30)  # seconds to connect, and between two pieces of an answer
 SLOW_AFTER, MIN_RATE = 20, 1000  # an answer slower than MIN_RATE (bytes/s) is given up SLOW_AFTER seconds from its start

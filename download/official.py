@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from download import CHUNK, announced_size, ask, open_session, read_pieces
-from files import only_holder
-from throttle import Fault, Refused, Throttle, persist
+from common.files import file_lock
+from download.http import CHUNK, announced_size, ask, open_session, read_pieces
+from download.throttle import Fault, Refused, Throttle, persist
 
 JSON_NAMES = {"questions": "v2_OpenEnded_mscoco_{}_questions.json", "annotations": "v2_mscoco_{}_annotations.json"}
 ZIP_NAMES = {"questions": "v2_Questions_{}_mscoco.zip", "annotations": "v2_Annotations_{}_mscoco.zip"}
@@ -59,7 +59,7 @@ def download_zip(url, path, expected):
     """
     part = path.with_name(f"{path.name}.part")
     part.touch()
-    with only_holder(part, "another run is fetching it"), open_session(1) as session:
+    with file_lock(part, "another run is fetching it"), open_session(1) as session:
         try:
             throttle = Throttle(1)
             attempt = partial(fetch_rest, session, url, part, expected, throttle)

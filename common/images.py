@@ -15,7 +15,7 @@ DAMAGED_EXIF = (OSError, ValueError, SyntaxError, LookupError, TypeError, Attrib
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def open_picture(path):
+def open_image(path):
     """The first frame of a picture file as an upright RGB Pillow image, decoded completely.
 
     Raises one of UNREADABLE where the file is no picture, is cut off, or is too large to be one.

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 from tqdm import tqdm
 
-from metrics import NAMES, exact_match, score_row
+from evaluation.metrics import NAMES, exact_match, score_row
 
 SIMILARITIES_AT_ONCE = 1 << 23  # question pairs compared per step: bounds the memory to some 100 MB
 SAME_SIMILARITY = 1e-9          # cosines closer than this are a tie, so that rounding decides nothing

@@ -1,9 +1,9 @@
 """Scores with their floors and ceilings: from predictions to vqa_test_metrics.json and the printed tables."""
 import pandas as pd
 
-from baselines import blind_floors, cross_validated_floors, human_ceiling_rows
-from intervals import by_type, paired_difference, summarise, verdict
-from metrics import NAMES, score_rows, signature
+from evaluation.baselines import blind_floors, cross_validated_floors, human_ceiling_rows
+from evaluation.bootstrap import by_type, paired_difference, summarise, verdict
+from evaluation.metrics import NAMES, score_rows, signature
 
 HEADLINE = NAMES[0]
 LABELS = ("BLEU", "multi-ref", "BLEU-1", "BLEU-2", "chrF", "exact", "VQA acc.")  # of NAMES, as column heads

@@ -15,7 +15,7 @@ def is_text(text):
 
 
 @contextlib.contextmanager
-def whole_file(path, durable=True):
+def atomic_write(path, durable=True):
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, else delete it.
 
     The rename is atomic on one file system, so a reader sees the old file or the new one, never a
@@ -37,14 +37,14 @@ def whole_file(path, durable=True):
 
 
 def remove_temporaries(folder):
-    """Delete what killed runs left of whole_file in `folder`; the caller knows that no other run is at work there."""
+    """Delete what killed runs left of atomic_write in `folder`; the caller knows that no other run is at work there."""
     for path in Path(folder).glob(".*.tmp*"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def only_holder(path, complaint):
+def file_lock(path, complaint):
     """Hold a folder or file that exists for this process; ValueError(complaint) where another one does.
 
     Nothing is written, and the hold ends with the process, however it ends.
@@ -64,6 +64,6 @@ def only_holder(path, complaint):
 
 def write_json(path, value):
     """Write `value` as indented UTF-8 JSON, whole or not at all. NaN is refused: it is not JSON."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import re
 import threading
 from pathlib import Path
 
-from files import whole_file
+from common.files import atomic_write
 
 HEADER = "name,bytes,sha256,status\n"
 LINE = re.compile(r"([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(ok|missing)\n")
@@ -44,5 +44,5 @@ class Manifest:
         lines = [f"{name},{size},{digest},{'missing' if name in missing else 'ok'}\n"
                  for name, (size, digest) in self.pictures.items()]
         lines += [f"{name},0,,missing\n" for name in missing if name not in self.pictures]
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text(HEADER + "".join(sorted(lines)), encoding="utf-8", newline="")

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import ranks
-from device import slices_of, within_memory
-from storage import as_numpy, hash_of, new_array, numpy_dtype, open_tensor
+from common import distributed
+from common.device import slices_of, within_memory
+from features.arrays import as_numpy, hash_of, new_array, numpy_dtype, open_tensor
 
 # pictures or questions at once; more only fills memory, and on a CPU takes it anew from the system for every layer
 ENCODE_BATCH = {"cpu": 16, "cuda": 1024}
@@ -58,12 +58,12 @@ def build_store(model, encoders, pixels, questions, question_max_len, cache_dir,
     """The FeatureStore of `pixels` (a PixelStore) and `questions` at the model's cut, encoded in `precision`."""
     questions = sorted(set(questions))
     ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, question_max_len)
-    image_states = encode_pictures(model, encoders.image, pixels, cache_dir, precision)
+    image_states = encode_images(model, encoders.image, pixels, cache_dir, precision)
     question_states = encode_questions(model, encoders.question, ids, lengths, cache_dir, precision)
     return FeatureStore(pixels.paths, image_states, questions, question_states, lengths, precision.device)
 
 
-def encode_pictures(model, image_encoder, pixels, cache_dir, precision):
+def encode_images(model, image_encoder, pixels, cache_dir, precision):
     """States of all pictures at the cut: a memory-mapped tensor (N, D_i) or (N, T, W)."""
     def encode(rows):
         batch = torch.from_numpy(pixels.pixels[rows]).to(precision.device)
@@ -102,14 +102,15 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
     """The states from `cache_dir`, computed first by `encode(slice)` in batches where they are not there yet."""
     dtype = precision.dtype or torch.float32
     target = Path(cache_dir) / f"{name}-{hash_of([name, STATES_VERSION, key, str(dtype)])}.npy"
-    if not ranks.share(target.is_file()):
+    if not distributed.broadcast(target.is_file()):
         slices = slices_of(count, ENCODE_BATCH[precision.device.type])
-        mine = ranks.part_of(torch.arange(len(slices))).tolist()
+        mine = distributed.shard(torch.arange(len(slices))).tolist()
 
         def states_of(rows):
             return torch.cat(within_memory(encode, rows, precision))
 
-        with tqdm(total=count, desc=f"encoding {unit}", unit=f" {unit}", mininterval=0.5, disable=ranks.rank() > 0) as bar:
+        with tqdm(total=count, desc=f"encoding {unit}", unit=f" {unit}", mininterval=0.5,
+                  disable=distributed.get_rank() > 0) as bar:
             first = states_of(slices[0])
             stored = torch.float32 if first.dim() == 2 else dtype  # features are small: no need to round them
             with new_array(target, (count, *first.shape[1:]), numpy_dtype(stored)) as array:

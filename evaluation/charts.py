@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from files import whole_file
+from common.files import atomic_write
 
 INK, MUTED, HAIRLINE, BAND = "#1c1e21", "#656a72", "#dcdfe4", "#e6e9ef"
 ACCENT, RIGHT, PARTLY, WRONG = "#2f5bd0", "#0f7a5a", "#9a5b00", "#b42318"
@@ -243,5 +243,5 @@ def _draw_columns(axes, rows, names, prefix):
 def _save(figure, path):
     # the version of matplotlib, which is in the metadata by default, would change the bytes for nothing
     FigureCanvasAgg(figure)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None})

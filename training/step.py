@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import ranks
-from capture import CapturedStep
-from device import fits_memory
-from optimizer import group_rates
+from common import distributed
+from common.device import fits_memory
+from training.capture import CapturedStep
+from training.optimizer import group_rates
 from vocab import PAD
 
 
@@ -30,10 +30,10 @@ def evaluate(model, dataset, batch_size, precision, order=None):
     model.eval()
     order = torch.arange(len(dataset)) if order is None else order
     totals = torch.zeros(2, device=precision.device, dtype=torch.float64)  # nats, words
-    for index in order.split(2 * batch_size)[ranks.rank()::ranks.world_size()]:
+    for index in order.split(2 * batch_size)[distributed.get_rank()::distributed.get_world_size()]:
         with fits_memory(batch_size), precision.autocast():
             totals += torch.stack(answer_loss(model, dataset.batch(index)))
-    nats, words = ranks.add_up(totals).tolist()
+    nats, words = distributed.all_reduce(totals).tolist()
     return nats / words
 
 
@@ -41,7 +41,7 @@ class TrainingStep:
     """Call it with the rows of a batch: it trains the model on them. Several processes share the rows."""
 
     def __init__(self, model, dataset, optimizer, scaler, cfg, precision):
-        self.model, self.dataset, self.optimizer, self.scaler = ranks.parallel(model), dataset, optimizer, scaler
+        self.model, self.dataset, self.optimizer, self.scaler = distributed.data_parallel(model), dataset, optimizer, scaler
         self.cfg, self.precision = cfg, precision
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.watch = LossWatch(precision.device)
@@ -65,7 +65,7 @@ class TrainingStep:
         if self.captured and len(rows) == self.cfg.batch_size:
             self.captured(rows)
             return
-        mine = ranks.part_of(rows)
+        mine = distributed.shard(rows)
         batch = self.dataset.batch(mine if len(mine) else rows[:1], answer_index=self.answer_index)
         self.train_on(batch, weight=min(1, len(mine)))  # with fewer rows than processes some take part without a say
 
@@ -75,7 +75,7 @@ class TrainingStep:
             loss, words = answer_loss(self.model, batch, self.cfg.label_smoothing)
         loss, words = loss * weight, words * weight
         # the mean over the words of all processes, whose gradients are averaged
-        mean = loss * (ranks.world_size() / ranks.add_up(words.clone()))
+        mean = loss * (distributed.get_world_size() / distributed.all_reduce(words.clone()))
         self.scaler.scale(mean).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.max_grad_norm)

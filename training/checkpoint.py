@@ -7,8 +7,8 @@ import zlib
 
 import torch
 
-from encoders import load_encoders
-from files import whole_file
+from common.files import atomic_write
+from features.encoders import load_encoders
 from model import VQAModel
 from vocab import Vocab
 
@@ -38,7 +38,7 @@ def save_checkpoint(path, content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror or error}); what stood there before is intact: make room "

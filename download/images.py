@@ -14,11 +14,11 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from download import ask, open_session, read_body
-from files import remove_temporaries, whole_file
-from manifest import Manifest
-from pictures import UNREADABLE, keep_memory, open_picture
-from throttle import Fault, Stopped, Throttle, persist
+from common.files import atomic_write, remove_temporaries
+from common.images import UNREADABLE, keep_memory, open_image
+from download.http import ask, open_session, read_body
+from download.manifest import Manifest
+from download.throttle import Fault, Stopped, Throttle, persist
 
 MAX_PICTURE_BYTES = 1 << 25  # COCO's largest has about 1 MB
 MAX_PIXELS = 50_000_000  # COCO's pictures have 0.4 million; decoding takes 12 bytes for each, in every thread
@@ -119,7 +119,7 @@ def download_picture(session, throttle, folder_url, manifest, path):
         return body
 
     body = persist(throttle, attempt)
-    with whole_file(path, durable=False) as temporary:
+    with atomic_write(path, durable=False) as temporary:
         temporary.write_bytes(body)
     manifest.record(path.name, len(body), hashlib.sha256(body).hexdigest())
     return len(body)
@@ -150,7 +150,7 @@ def link_picture(image_dir, subset, manifest, path):
     if is_new:
         check_picture(body)
     if not (path.exists() and (path.samefile(source) or path.read_bytes() == body)):
-        with whole_file(path, durable=False) as temporary:
+        with atomic_write(path, durable=False) as temporary:
             try:
                 os.link(source.resolve(), temporary)
             except OSError:  # another file system, or one without hard links
@@ -180,7 +180,7 @@ def check_picture(body):
         width, height = Image.open(io.BytesIO(body), formats=FORMATS).size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-        open_picture(io.BytesIO(body))
+        open_image(io.BytesIO(body))
     except UnidentifiedImageError:
         is_page = body.lstrip()[:1] == b"<"
         raise ValueError(f"not a picture but {'a page' if is_page else 'something else'} of {len(body):,} bytes") from None
@@ -193,7 +193,7 @@ def write_missing(path, missing):
     if not missing:
         path.unlink(missing_ok=True)
         return
-    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("name", "reason"))
         writer.writerows(sorted(missing.items()))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import ranks
-from checkpoint import FORMAT, KEYS, load_weights, read_checkpoint, save_checkpoint
-from files import only_holder, remove_temporaries, whole_file, write_json
-from optimizer import load_optimizer, steps_taken
+from common import distributed
+from common.files import atomic_write, file_lock, remove_temporaries, write_json
+from training.checkpoint import FORMAT, KEYS, load_weights, read_checkpoint, save_checkpoint
+from training.optimizer import load_optimizer, steps_taken
 
 # settings that may differ between an interrupted run and its --resume
 FREE_ON_RESUME = ("resume", "workers", "device", "cache_dir")
@@ -26,13 +26,13 @@ SAVING_SHARE = 0.05  # of the time may go into saving: what a kill costs is 20 t
 @contextlib.contextmanager
 def only_run_in(output_dir):
     """Hold `output_dir` for this process; ValueError where another run holds it. The lock ends with its process."""
-    if ranks.rank() > 0:  # rank 0 holds it for all
+    if distributed.get_rank() > 0:  # rank 0 holds it for all
         yield
         return
     folder = Path(output_dir)
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with only_holder(folder, f"another run is writing to {folder}: wait for it, or choose another --output-dir"):
+    with file_lock(folder, f"another run is writing to {folder}: wait for it, or choose another --output-dir"):
         remove_temporaries(folder)
         try:
             yield
@@ -74,7 +74,7 @@ class RunFolder:
         """`identity`: what a checkpoint says besides weights, epoch and loss. `earlier_stages`: logs that the curves
         show on the same scale. `watched`: the rows (DataFrame) of samples.csv."""
         self.folder, self.model, self.optimizer, self.scaler = Path(output_dir), model, optimizer, scaler
-        self.identity, self.earlier_stages = {**identity, "processes": ranks.world_size()}, earlier_stages
+        self.identity, self.earlier_stages = {**identity, "processes": distributed.get_world_size()}, earlier_stages
         self.watched = watched[["question_id", "image_path", "question", "answer"]].reset_index(drop=True)
         self.state = {"epoch": 0, "step": 0, "best": math.inf, "stale": 0, "finished": False, "log": [], "samples": {},
                       "random": []}
@@ -92,7 +92,7 @@ class RunFolder:
         state["finished"] = state["epoch"] >= epochs or state["stale"] >= patience
         if improved:
             self.best = self.content({name: tensor.clone() for name, tensor in self.model.trainable_weights().items()})
-        if ranks.rank() == 0:
+        if distributed.get_rank() == 0:
             print(f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
                   f"{' *' * improved}, val BLEU {row['val_bleu']:.1f}", flush=True)
             self.write_tables()
@@ -113,7 +113,7 @@ class RunFolder:
 
     def due(self):
         """Whether enough time has passed since the last save; the same answer in every process."""
-        return ranks.share(time.monotonic() - self.saved_at >= self.saving_took / SAVING_SHARE)
+        return distributed.broadcast(time.monotonic() - self.saved_at >= self.saving_took / SAVING_SHARE)
 
     def content(self, weights):
         """What a checkpoint file says of this moment."""
@@ -124,8 +124,8 @@ class RunFolder:
         """The best checkpoint first, then last.pt: a kill in between repeats some steps and writes the same again."""
         started = time.monotonic()
         if self.state["step"]:
-            self.state["random"] = ranks.gather(random_state(self.model))
-        if ranks.rank() == 0:
+            self.state["random"] = distributed.all_gather(random_state(self.model))
+        if distributed.get_rank() == 0:
             if self.best:
                 save_checkpoint(self.folder / "vqa_checkpoint.pt", self.best)
             save_checkpoint(self.folder / "last.pt", {
@@ -138,15 +138,15 @@ class RunFolder:
 
     def write_tables(self):
         """train_log.csv and samples.csv, anew."""
-        with whole_file(self.folder / "train_log.csv") as temporary:
+        with atomic_write(self.folder / "train_log.csv") as temporary:
             pd.DataFrame(self.state["log"]).to_csv(temporary, index=False)
-        with whole_file(self.folder / "samples.csv") as temporary:
+        with atomic_write(self.folder / "samples.csv") as temporary:
             samples = pd.concat([self.watched, pd.DataFrame(self.state["samples"])], axis=1)
             samples.to_csv(temporary, index=False, quoting=csv.QUOTE_ALL)
 
     def write_settings_and_curves(self):
         """config.json and loss_plot.png, anew."""
-        from plots import draw_curves  # matplotlib takes half a second to import
+        from evaluation.charts import draw_curves  # matplotlib takes half a second to import
         write_json(self.folder / "config.json", self.identity["settings"])
         draw_curves([*self.earlier_stages, (self.identity["stage"], self.state["log"])], self.folder / "loss_plot.png")
 
@@ -171,7 +171,7 @@ class RunFolder:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}): start without --resume") from error
         where = f"epoch {self.state['epoch']}" + (f" and {self.state['step']} steps" if self.state["step"] else "")
         print(f"resumed after {where}" + (": the run had finished" if self.state["finished"] else ""))
-        if ranks.rank() == 0:
+        if distributed.get_rank() == 0:
             self.write_tables()
             self.write_settings_and_curves()
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Resize
 from tqdm import tqdm
 
-import ranks
-from files import write_json
-from pictures import FORMATS, UNREADABLE, check_size, keep_memory, open_picture
-from storage import hash_of, new_array, open_array
+from common import distributed
+from common.files import write_json
+from common.images import FORMATS, UNREADABLE, check_size, keep_memory, open_image
+from features.arrays import hash_of, new_array, open_array
 
 MAX_UNREADABLE = 0.01  # share of pictures that may be missing or broken before a run stops
 DECODE_VERSION = 2  # part of the key: raise it when decoding gives other pixels
@@ -43,7 +43,7 @@ class PixelStore:
         return rows[~rows["image_path"].isin(list(self.unreadable))] if self.unreadable else rows
 
 
-def decode_pictures(folder, image_paths, image_encoder, cache_dir, workers, decoder="pillow"):
+def decode_images(folder, image_paths, image_encoder, cache_dir, workers, decoder="pillow"):
     """Decode each distinct picture of `image_paths` once; returns the PixelStore.
 
     `decoder`: "pillow" is CLIP's own transform; "fast" is torchvision's decoder and resizing in 8 bits, which reads
@@ -58,8 +58,8 @@ def decode_pictures(folder, image_paths, image_encoder, cache_dir, workers, deco
     key = hash_of(["pixels", DECODE_VERSION, decoder, image_encoder.visual.preprocess_cfg, repr(image_encoder.resize),
                    list(zip(paths, digests, strict=True))])
     target = Path(cache_dir) / f"pixels-{key}.npy"
-    if not ranks.share(target.is_file()):
-        files = PictureFiles(folder, paths, digests, decode)
+    if not distributed.broadcast(target.is_file()):
+        files = ImageFiles(folder, paths, digests, decode)
         build_pixels(target, files, image_encoder.visual.image_size, workers or cores())
     pixels, unreadable = open_array(target, len(paths)), read_unreadable(target.with_suffix(".json"))
     if pixels.shape[1:] != (3, *image_encoder.visual.image_size) or pixels.dtype != np.uint8:
@@ -78,7 +78,7 @@ def read_unreadable(path):
 
 def cores():
     """The cores that this process may use, shared with the processes that work beside it."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks.world_size())
+    return max(1, len(os.sched_getaffinity(0)) // distributed.get_world_size())
 
 
 def file_digest(path):
@@ -97,7 +97,7 @@ class PillowDecoder:
         self.resize = image_encoder.resize
 
     def __call__(self, path):
-        return np.asarray(self.resize(open_picture(path))).transpose(2, 0, 1)
+        return np.asarray(self.resize(open_image(path))).transpose(2, 0, 1)
 
 
 class FastDecoder(PillowDecoder):
@@ -130,7 +130,7 @@ class FastDecoder(PillowDecoder):
         return picture.numpy()
 
 
-class PictureFiles(Dataset):
+class ImageFiles(Dataset):
     """The pictures as a worker process decodes them, straight into `pixels`, the file that all processes map."""
 
     def __init__(self, folder, paths, digests, decode):
@@ -152,7 +152,7 @@ class PictureFiles(Dataset):
 
 def build_pixels(target, files, size, workers):
     """Write the pixel store `target` (N, 3, S, S) uint8 and, first, the list of unreadable pictures beside it."""
-    mine = ranks.part_of(torch.arange(len(files))).tolist()
+    mine = distributed.shard(torch.arange(len(files))).tolist()
     workers = min(workers, 1 + len(mine) // PICTURES_AT_ONCE) if workers > 1 else 0
     unreadable = {}
     keep_memory()
@@ -162,15 +162,15 @@ def build_pixels(target, files, size, workers):
         loader = DataLoader(files, PICTURES_AT_ONCE, sampler=mine, num_workers=workers, collate_fn=list,
                             multiprocessing_context="fork" if workers else None)
         with tqdm(total=len(mine), desc="decoding pictures", unit=" pictures", mininterval=0.5,
-                  disable=ranks.rank() > 0) as bar:
+                  disable=distributed.get_rank() > 0) as bar:
             for results in alive(loader):
                 unreadable |= {files.paths[row]: reason for row, reason in results if reason}
                 report_unreadable(unreadable, len(files), final=False)
                 bar.update(len(results))
-        for others in ranks.gather(unreadable):
+        for others in distributed.all_gather(unreadable):
             unreadable |= others
         report_unreadable(unreadable, len(files), final=False)
-        if ranks.rank() == 0:
+        if distributed.get_rank() == 0:
             write_json(target.with_suffix(".json"), {"unreadable": dict(sorted(unreadable.items()))})
 
 

@@ -1,0 +1,1 @@
+"""From a trained model to results: generation, metrics, baselines, bootstrap, report, gallery, charts."""
