@@ -65,7 +65,7 @@ def main(cfg):
     check_splits(rows, cfg)
     output_dir = Path(cfg.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with file_lock(output_dir, f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
+    with file_lock(output_dir / ".lock", f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
         remove_temporaries(output_dir)
         if cfg.pictures:
             rows = keep_pictured(rows, cfg)

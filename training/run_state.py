@@ -32,7 +32,7 @@ def only_run_in(output_dir):
     folder = Path(output_dir)
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder, f"another run is writing to {folder}: wait for it, or choose another --output-dir"):
+    with file_lock(folder / ".lock", f"another run is writing to {folder}: wait for it, or choose another --output-dir"):
         remove_temporaries(folder)
         try:
             yield
