@@ -1,8 +1,8 @@
-"""The answer vocabulary: words <-> ids, built from training answers only.
+"""The answer vocabulary: tokens <-> ids, built from training answers only.
 
-An answer is cut into words and marks. A mark or word that stood without white space before it
-carries the prefix "##", so joining the tokens gives the answer back exactly, but for case and runs
-of white space: "don't", "man's left hand", "10:30" and "red, white and blue" survive a round trip.
+An answer is split into tokens: words and punctuation marks. A token without white space before it gets the prefix
+"##". Joining the tokens therefore gives the answer back: only upper case and runs of white space are lost.
+"don't", "man's left hand", "10:30" and "red, white and blue" stay as they are.
 """
 import re
 from collections import Counter
@@ -10,12 +10,12 @@ from collections import Counter
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 GLUE = "##"
-# a word may hold apostrophes, colons, points, hyphens and slashes between its letters: don't, 10:30, 3.5, t-shirt
+# a word may contain apostrophes, colons, points, hyphens and slashes: don't, 10:30, 3.5, t-shirt
 WORD_OR_MARK = re.compile(r"\w+(?:['’:./-]\w+)*|[^\w\s]")
 
 
 def tokenize(answer):
-    """Lower-cased words and marks of `answer`; `" ".join` of them with " ##" removed is the answer again."""
+    """The tokens of `answer` (list of str), in lower case."""
     tokens = []
     for chunk in answer.lower().split():
         pieces = WORD_OR_MARK.findall(chunk)
@@ -24,32 +24,31 @@ def tokenize(answer):
 
 
 def detokenize(tokens):
-    """The text that `tokenize` cut into `tokens`."""
+    """The text of `tokens`, the inverse of `tokenize`."""
     text = ""
     for token in tokens:
-        # "##" alone cannot come from tokenize: a glued mark has at least three characters
+        # "##" alone is no glued token: those have at least three characters
         glued = token.startswith(GLUE) and len(token) > len(GLUE)
         text += token[len(GLUE):] if glued else f" {token}"
     return text.strip()
 
 
 class Vocab:
-    """Words with ids 0..len-1: the four specials, then words ordered by count (descending), then by word."""
+    """Tokens ("words" below) with ids 0 to len - 1: the four special ones, then the others, the most frequent first."""
 
     def __init__(self, words):
-        """`words`: all words in id order, specials first. Raises ValueError if they are not that."""
+        """`words`: all words in the order of their ids. Raises ValueError if they are not a vocabulary."""
         words = list(words)
         if tuple(words[:len(SPECIALS)]) != SPECIALS or len(set(words)) != len(words):
-            raise ValueError(f"not a vocabulary: it must start with {SPECIALS} and hold no word twice")
+            raise ValueError(f"not a vocabulary: it must start with {SPECIALS} and contain no word twice")
         self.words = words
         self.ids = {word: index for index, word in enumerate(words)}
 
     @classmethod
     def build(cls, train_answers, min_word_freq=1):
-        """Vocabulary of the training answers: every word seen at least `min_word_freq` times.
+        """The vocabulary of all words that occur at least `min_word_freq` times. Equal counts are ordered by word.
 
-        Raises ValueError where there is nothing to learn: no answer, one and the same answer
-        everywhere, or no word frequent enough.
+        Raises ValueError if there is nothing to learn: no answer, only one distinct answer, or no word frequent enough.
         """
         train_answers = list(train_answers)
         if not train_answers:
@@ -68,15 +67,15 @@ class Vocab:
         return len(self.words)
 
     def encode(self, answer, max_len):
-        """Ids of `<start> words <end>`, at most `max_len` of them after the start; the end is never cut off.
+        """The ids of <start>, the words and <end>: a list of 2 to `max_len` + 1 ints.
 
-        Unknown words become <unk>. Returns a list of 2 to max_len + 1 ints.
+        A longer answer is truncated before its <end>. Unknown words become <unk>.
         """
         ids = [self.ids.get(token, UNK) for token in tokenize(answer)]
         return [START, *ids[:max_len - 1], END]
 
     def decode(self, ids):
-        """The text of `ids` up to the first <end>; <pad> and <start> are skipped, <unk> is shown."""
+        """The text of `ids` up to the first <end>, without <pad> and <start>. <unk> is shown."""
         tokens = []
         for index in ids:
             if index == END:

@@ -1,3 +1,4 @@
+"""The vocabulary: answers survive the round trip through ids."""
 import subprocess
 import sys
 
@@ -7,18 +8,18 @@ from hypothesis import strategies as st
 
 from vocab import END, PAD, SPECIALS, START, UNK, Vocab, detokenize, tokenize
 
-AS_HUMANS_WROTE = ["don't", "man's left hand", "10:30", "black and white", "red, white and blue", "$5.00!", "t-shirt",
-                   "n/a", "None", "a #1 ## fan", "it's 'quoted'", "café au lait", "james' hat", "😀 ok 😀😀", "<unk> <end>"]
+ANSWERS = ["don't", "man's left hand", "10:30", "black and white", "red, white and blue", "$5.00!", "t-shirt", "n/a", "None",
+           "a #1 ## fan", "it's 'quoted'", "café au lait", "james' hat", "😀 ok 😀😀", "<unk> <end>"]
 
 
-@pytest.mark.parametrize("answer", AS_HUMANS_WROTE)
+@pytest.mark.parametrize("answer", ANSWERS)
 def test_answers_survive_the_round_trip(answer):
     vocab = Vocab.build([answer, "something else"])
     assert vocab.decode(vocab.encode(answer, 40)) == answer.lower()
 
 
 @given(st.text())
-def test_tokens_join_to_the_text_but_for_case_and_white_space(text):
+def test_joined_tokens_are_the_text_except_for_case_and_white_space(text):
     assert detokenize(tokenize(text)) == " ".join(text.lower().split())
 
 
@@ -48,13 +49,14 @@ def test_nothing_to_learn_is_an_error(answers, frequency, message):
         Vocab.build(answers, frequency)
 
 
-def test_vocabulary_does_not_depend_on_the_hash_seed():
+@pytest.mark.parametrize("words", [["a", "b"], [*SPECIALS, "a", "a"]], ids=["without specials", "a word twice"])
+def test_a_list_that_is_no_vocabulary_is_refused(words):
+    with pytest.raises(ValueError, match="not a vocabulary"):
+        Vocab(words)
+
+
+def test_the_vocabulary_does_not_depend_on_the_hash_seed():
     code = "from vocab import Vocab; print(Vocab.build(['b a d', 'c a d', 'e b']).words)"
     outputs = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, text=True, check=True,
                               capture_output=True).stdout for seed in ("0", "1", "2")}
     assert len(outputs) == 1
-
-
-def test_a_list_that_is_no_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="not a vocabulary"):
-        Vocab(["a", "b"])
