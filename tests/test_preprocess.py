@@ -1,80 +1,75 @@
+"""From a CSV to batches: CSVs as people have them, splits, human answers, the dataset and its assembly."""
 import json
+import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import tiny
 import torch
+from PIL import Image
 
-from preprocess import SPLITS, VQADataset, read_rows, rows_of_split, split_of
+from common.device import Precision
+from features.store import FeatureStore
+from preprocess import SPLITS, VQADataset, build_datasets, read_rows, report_answers, rows_of_split, split_of, training_answers
 from vocab import END, PAD, START, Vocab
 
-
-def write_csv(folder, text):
-    folder.mkdir(exist_ok=True)
-    (folder / "metadata.csv").write_text(text, encoding="utf-8")
-    return folder
+TEN_THOUSAND_WORDS = "word " * 10_000
+HEADER = "image_path,question,answer\n"
 
 
-def test_own_csv_needs_three_columns_and_keeps_missing_looking_text(tmp_path):
-    rows = read_rows(write_csv(tmp_path / "own", "image_path,question,answer\na.jpg,What is it?,n/a\nb.jpg,Who?,None\n"))
-    assert rows["answer"].tolist() == ["n/a", "None"]
-    assert rows["answers"].tolist() == [["n/a"], ["None"]]
-    assert rows["question_id"].tolist() == ["0", "1"]
+def write_csv(folder, text, encoding="utf-8"):
+    path = folder / "own.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(("text", "encoding", "answers"), [
+    (HEADER + "a.jpg,q,x\n", "utf-8-sig", ["x"]),
+    (HEADER.replace("\n", "\r\n") + "a.jpg,q,x\r\nb.jpg,q,y\r\n", "utf-8", ["x", "y"]),
+    (HEADER + 'a.jpg,"two\nlines","a\r\nb"\n', "utf-8", ["a\r\nb"]),
+    ("image_path;question;answer\na.jpg;one, two;x\n", "utf-8", ["x"]),
+    ("image_path\tquestion\tanswer\na.jpg\tq\tx\n", "utf-8", ["x"]),
+    ("note,answer,question,image_path\nhello,x,q,a.jpg\n", "utf-8", ["x"]),
+    (HEADER + "a.jpg,q,=1+1\nb.jpg,q,@cmd\n", "utf-8", ["=1+1", "@cmd"]),
+    (HEADER + "a.jpg,q,😀 כלב كلب\n", "utf-8", ["😀 כלב كلب"]),
+    (HEADER + f"a.jpg,q,{TEN_THOUSAND_WORDS}\n", "utf-8", [TEN_THOUSAND_WORDS]),
+    (HEADER + "\na.jpg,q,x\n\n", "utf-8", ["x"]),
+    (HEADER + "a.jpg,q,n/a\na.jpg,q,NULL\nb.jpg,q,None\n", "utf-8", ["n/a", "NULL", "None"]),
+], ids=["byte order mark", "CRLF", "quoted line breaks", "semicolons", "tabs", "other order and more columns", "formulas",
+        "emoji and right to left", "ten thousand words", "empty lines", "looks missing"])
+def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
+    rows = read_rows(write_csv(tmp_path, text, encoding))
+    assert rows["answer"].tolist() == answers and rows["answers"].tolist() == [[answer] for answer in answers]
+    assert rows["question_id"].tolist() == [str(number) for number in range(len(rows))]
     assert set(rows["split"]) <= set(SPLITS)
 
 
-def test_a_csv_file_may_be_named_itself(tmp_path):
-    write_csv(tmp_path / "own", "image_path,question,answer\na.jpg,What is it?,a cat\n")
-    (tmp_path / "own" / "metadata.csv").rename(tmp_path / "own" / "mine.csv")
-    assert len(read_rows(tmp_path / "own" / "mine.csv")) == 1
-
-
-def test_split_of_own_pictures_is_constant_and_near_its_shares():
-    splits = pd.Series([split_of(f"{number}.jpg") for number in range(5000)])
-    shares = splits.value_counts(normalize=True)
-    assert abs(shares["train"] - 0.8) < 0.02 and abs(shares["val"] - 0.1) < 0.02
-    # written down once: train.py and test.py of any version must agree
-    assert [split_of(path) for path in ("a.jpg", "images/1.png", "7.jpg", "12.jpg")] == ["val", "train", "train", "train"]
-
-
-def test_splits_share_no_picture(data_dir):
-    rows = read_rows(data_dir)
-    pictures = [set(rows_of_split(rows, split)["image_path"]) for split in SPLITS]
-    assert not (pictures[0] & pictures[1] or pictures[0] & pictures[2] or pictures[1] & pictures[2])
-
-
-def test_json_adds_all_human_answers(data_dir):
-    assert all(len(answers) == 10 for answers in read_rows(data_dir)["answers"])
-
-
-def test_json_that_disagrees_with_the_csv_is_an_error(tmp_path):
-    rows = tiny.write_data(tmp_path / "d", num_pictures=3)
-    rows[1]["answer"] = "another label"
-    (tmp_path / "d" / "qa_pairs.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="another label"):
-        read_rows(tmp_path / "d")
-
-
-def test_json_with_a_question_twice_is_an_error(tmp_path):
-    rows = tiny.write_data(tmp_path / "d", num_pictures=3)
-    (tmp_path / "d" / "qa_pairs.json").write_text(json.dumps([*rows, rows[1]]))
-    with pytest.raises(ValueError, match=f"has the question_id {rows[1]['question_id']} twice"):
-        read_rows(tmp_path / "d")
-
-
-@pytest.mark.parametrize("text, message", [
-    ("image_path,question\na.jpg,b\n", "lacks the column answer"),
-    ("image_path,question,answer\n", "no row"),
-    ("image_path,question,answer\na.jpg,,x\n", "no row"),
-    ("image_path,question,answer\n../a.jpg,q,x\n", "inside the folder"),
-    ("image_path,question,answer\n/etc/a.jpg,q,x\n", "inside the folder"),
-    ("image_path,question,answer,split\na.jpg,q,x,dev\n", "'dev'"),
-    ("question_id,image_path,question,answer\n1,a.jpg,q,x\n1,b.jpg,q,x\n", "twice"),
-    ("", "not a UTF-8 CSV"),
-])
-def test_bad_csv_is_one_clear_line(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_rows(write_csv(tmp_path / "bad", text))
+@pytest.mark.parametrize(("text", "encoding", "message"), [
+    (HEADER + "a.jpg,q,x\n", "utf-16", "not a UTF-8 CSV"),
+    (HEADER + "a.jpg,q,\xe9\n", "latin-1", "save it as CSV in UTF-8"),
+    (HEADER + "a.jpg,q,x\0y\n", "utf-8", "NUL"),
+    (HEADER + "a.jpg,q\n", "utf-8", "line 2: 2 cells, the header has 3"),
+    (HEADER + "a.jpg,q,x,y\n", "utf-8", "line 2: 4 cells, the header has 3"),
+    (HEADER + 'a.jpg,"q,x\n', "utf-8", "line 2: unexpected end of data"),
+    ("image_path,question\na.jpg,q\n", "utf-8", "lacks the column answer; it has image_path, question"),
+    ("Image_Path, question\na.jpg,q\n", "utf-8", "lacks the columns image_path, question, answer"),
+    ("image_path,question,answer,answer\na.jpg,q,x,y\n", "utf-8", "the column 'answer' twice"),
+    (HEADER, "utf-8", "no row with question and answer"),
+    (HEADER + "a.jpg,,x\n", "utf-8", "no row with question and answer"),
+    ("", "utf-8", "is empty"),
+    (HEADER + "/etc/passwd,q,x\n", "utf-8", "does not lie inside"),
+    (HEADER + "a/../../b.jpg,q,x\n", "utf-8", "does not lie inside"),
+    (HEADER + "..\\b.jpg,q,x\n", "utf-8", "does not lie inside"),
+    ("image_path,question,answer,split\na.jpg,q,x,dev\n", "utf-8", "the split 'dev' is none of train, val, test"),
+    ("question_id,image_path,question,answer\n7,a.jpg,q,x\n7,b.jpg,q,x\n", "utf-8", "question_id '7' occurs twice"),
+], ids=["utf-16", "latin-1", "NUL", "too few cells", "too many cells", "open quote", "column missing", "columns misspelled",
+        "column twice", "no rows", "no question", "empty file", "absolute path", "path that leaves",
+        "path that leaves by backslash", "unknown split", "question id twice"])
+def test_bad_csvs_end_in_one_clear_line(text, encoding, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read_rows(write_csv(tmp_path, text, encoding))
+    assert "own.csv" in str(error.value)
 
 
 def test_missing_data_names_the_command(tmp_path):
@@ -83,30 +78,118 @@ def test_missing_data_names_the_command(tmp_path):
 
 
 def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):
-    rows = read_rows(write_csv(tmp_path / "own", "image_path,question,answer\na.jpg,q,\nb.jpg,q,x\nc.jpg, ,x\n"))
+    rows = read_rows(write_csv(tmp_path, HEADER + "a.jpg,q,\nb.jpg,q,x\nc.jpg, ,x\n"))
     assert len(rows) == 1 and "2 rows" in capsys.readouterr().out
 
 
-def test_batches_hold_whole_answers_and_trimmed_lengths(feature_store, data_dir):
+def test_truncated_answers_and_unknown_words_are_counted(capsys):
+    rows = pd.DataFrame({"answer": ["a cat", TEN_THOUSAND_WORDS], "split": "train"})
+    report_answers(rows, Vocab.build(["a", "word"]), 16)
+    assert "2 rows, 1 truncated to 15 words, 1 of 10002 words unknown" in capsys.readouterr().out
+
+
+def test_qa_pairs_json_adds_all_human_answers(data_dir):
+    assert all(len(answers) == 10 for answers in read_rows(data_dir)["answers"])
+
+
+@pytest.mark.parametrize("kind", ["another label", "a question twice"])
+def test_a_qa_pairs_json_of_another_run_is_an_error(kind, tmp_path):
+    rows = tiny.write_data(tmp_path / "d", num_pictures=3)
+    if kind == "another label":
+        rows[1]["answer"], message = "another label", "answer is .* in the CSV and 'another label' in .*qa_pairs.json"
+    else:
+        rows, message = [*rows, rows[1]], f"has the question_id {rows[1]['question_id']} twice"
+    (tmp_path / "d" / "qa_pairs.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / "d")
+
+
+@pytest.mark.parametrize("content", [
+    '[{"question_id": "0"', '"text"', "[1, 2]", "[" * 100_000, '[{"question": "q"}]', "null",
+    '[{"question_id": 0, "answers": "x"}]', '[{"question_id": 0, "answers": ["x", 3]}]',
+    '[{"question_id": 0, "answers": {"answer": "x"}}]'],
+    ids=["truncated", "a text", "numbers", "deep", "no ids", "null", "answers a text", "an answer a number",
+         "answers an object"])
+def test_a_damaged_qa_pairs_json_is_refused(content, tmp_path):
+    (tmp_path / "metadata.csv").write_text("question_id,image_path,question,answer\n0,a.jpg,q,x\n")
+    (tmp_path / "qa_pairs.json").write_text(content)
+    with pytest.raises(ValueError, match="qa_pairs.json is not what mini_vqa_v2.py writes"):
+        read_rows(tmp_path)
+
+
+def test_the_split_of_an_own_image_is_constant_and_near_its_share():
+    splits = pd.Series([split_of(f"{number}.jpg") for number in range(5000)])
+    shares = splits.value_counts(normalize=True)
+    assert abs(shares["train"] - 0.8) < 0.02 and abs(shares["val"] - 0.1) < 0.02
+    # written down once: train.py and test.py of any version must agree
+    assert [split_of(path) for path in ("a.jpg", "images/1.png", "7.jpg", "12.jpg")] == ["val", "train", "train", "train"]
+
+
+def test_splits_share_no_image(data_dir):
+    rows = read_rows(data_dir)
+    images = [set(rows_of_split(rows, split)["image_path"]) for split in SPLITS]
+    assert not (images[0] & images[1] or images[0] & images[2] or images[1] & images[2])
+
+
+@pytest.fixture
+def train_set(feature_store, data_dir):
     rows = rows_of_split(read_rows(data_dir), "train")
-    vocab = Vocab.build(rows["answer"])
-    dataset = VQADataset(rows, vocab, 16, feature_store)
-    seen = []
-    for batch in dataset.batches(7):
-        ids = batch["answer_ids"]
+    return VQADataset(rows, Vocab.build(rows["answer"]), 16, feature_store)
+
+
+def test_batches_contain_complete_answers_and_no_column_of_padding(train_set):
+    texts = []
+    for index in torch.arange(len(train_set)).split(7):
+        ids = train_set.batch(index)["answer_ids"]
         assert (ids[:, 0] == START).all() and ((ids == END).sum(1) == 1).all()
         assert (ids != PAD).any(0).all(), "a column of padding alone was not trimmed"
-        seen += [vocab.decode(row) for row in ids.tolist()]
-    assert seen == rows["answer"].tolist()
+        texts += [train_set.vocab.decode(row) for row in ids.tolist()]
+    assert texts == train_set.rows["answer"].tolist()
 
 
-@pytest.mark.parametrize("by_picture", [False, True])
-def test_an_epoch_visits_every_row_once_in_a_seeded_order(by_picture, feature_store, data_dir):
-    rows = rows_of_split(read_rows(data_dir), "train")
-    dataset = VQADataset(rows, Vocab.build(rows["answer"]), 16, feature_store)
-    orders = [dataset.epoch_order(torch.Generator().manual_seed(seed), by_picture).tolist() for seed in (1, 1, 2)]
+@pytest.mark.parametrize("by_image", [False, True])
+def test_an_epoch_visits_every_row_once_in_a_seeded_order(by_image, train_set):
+    orders = [train_set.epoch_order(torch.Generator().manual_seed(seed), by_image).tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == list(range(len(rows)))
-    pictures = rows["image_path"].iloc[orders[0]].tolist()
-    changes = sum(a != b for a, b in zip(pictures, pictures[1:], strict=False))
-    assert (changes == rows["image_path"].nunique() - 1) == by_picture
+    assert sorted(orders[0]) == list(range(len(train_set)))
+    images = train_set.rows["image_path"].iloc[orders[0]].tolist()
+    changes = sum(a != b for a, b in zip(images, images[1:], strict=False))
+    assert (changes == train_set.rows["image_path"].nunique() - 1) == by_image
+
+
+def test_human_answers_are_drawn_as_often_as_they_were_given_and_only_if_long_enough():
+    rows = pd.DataFrame({"image_path": "a.jpg", "question": "q", "answer": ["a cat", "a dog"],
+                         "answers": [["a cat"] * 3 + ["a tabby", "cat"], ["dog"]]})
+    assert training_answers(rows, "humans") == ["a cat"] * 3 + ["a tabby", "a dog"]
+    assert training_answers(rows, "majority") == ["a cat", "a dog"]
+    store = FeatureStore(["a.jpg"], torch.zeros(1, 2), ["q"], torch.zeros(1, 2), torch.ones(1), torch.device("cpu"))
+    dataset = VQADataset(rows, Vocab.build(["a cat", "a dog", "a tabby"]), 8, store, "humans")
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([dataset.draw_answers(generator) for _ in range(400)])
+    taught = [dataset.vocab.decode(ids) for ids in dataset.answer_ids[draws.flatten()].tolist()]
+    assert set(taught[0::2]) == {"a cat", "a tabby"} and set(taught[1::2]) == {"a dog"}
+    assert 0.7 < taught[0::2].count("a cat") / 400 < 0.8
+
+
+def build(rows, folder, cache_dir, make_model, encoders, splits):
+    vocab = Vocab.build(rows["answer"])
+    cfg = SimpleNamespace(cache_dir=cache_dir, workers=1)
+    return build_datasets(make_model(len(vocab)), encoders, vocab, rows, folder, cfg, Precision("cpu"), splits)
+
+
+def test_build_datasets_leaves_out_the_rows_of_unreadable_images(make_model, encoders, tmp_path):
+    lines = [f"{number}.png,what is {n}?,answer {n},{'train' if number < 90 else 'val'}" for number in range(100) for n in (1, 2)]
+    for number in range(100):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "95.png").write_text("no image")
+    rows = read_rows(write_csv(tmp_path, "\n".join(["image_path,question,answer,split", *lines])))
+    datasets = build(rows, tmp_path, tmp_path / "cache", make_model, encoders, ("train", "val"))
+    assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 180, "val": 18}
+    assert "95.png" not in set(datasets["val"].rows["image_path"])
+
+
+def test_an_empty_split_is_found_before_images_are_decoded(make_model, encoders, data_dir, tmp_path):
+    rows = read_rows(data_dir)
+    with pytest.raises(ValueError, match=r"no rows in the split 'val' \(rows: test 30, train 120\)"):
+        build(rows[rows["split"] != "val"], data_dir, tmp_path / "cache", make_model, encoders, ("train", "val"))
+    assert not (tmp_path / "cache").exists()
