@@ -48,7 +48,7 @@ def remove_temporaries(folder, stem="*"):
 def is_running(process_id):
     try:
         os.kill(process_id, 0)  # signal 0 asks and does nothing
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or a number that no process has
         return False
     except PermissionError:  # a process of another user
         return True

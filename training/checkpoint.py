@@ -67,11 +67,13 @@ def read_checkpoint(path, keys=KEYS):
         raise ValueError(f"{path} is not a checkpoint of this program, or is damaged ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path} is damaged: {damaged} in it does not match its checksum; train again, or use a copy")
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path} is not a checkpoint of this program: it names no format")
     if content["format"] != FORMAT:
         raise ValueError(f"{path} has the format {content['format']!r}, this program reads {FORMAT!r}: train again")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")
     return content
 
 
@@ -85,7 +87,7 @@ def load_model(path):
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), config)
         model.unfreeze(**checkpoint["trainable_blocks"])
         load_weights(model, checkpoint["weights"], path)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} was written by another version of this program, or is damaged ({error!s:.150}): "
                          "train again") from error
     return TrainedModel(model.eval(), encoders, vocab, checkpoint)
