@@ -63,7 +63,7 @@ def print_table(metrics):
           f"[95 % interval by image]\nBLEU: {metrics['signature']}\n")
     lines = table_lines(metrics)
     width = max(map(len, lines))
-    widths = {metric.name: max(10, len(metric.head) + 2) for metric in METRICS}
+    widths = {metric.name: max(10, len(metric.head) + 1) for metric in METRICS}
     print(" " * width + "".join(f"{metric.head:>{widths[metric.name]}}" for metric in METRICS) + "   BLEU interval")
     for line, table in lines.items():
         low, high = table[HEADLINE]["ci95"]
