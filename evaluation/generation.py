@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from common.device import slices_of, within_memory
+from common.device import compute_in_slices, slices_of
 from common.images import UNREADABLE, open_image
 from features.store import tokenize_questions
 from vocab import UNK
@@ -35,12 +35,11 @@ def answer_dataset(model, dataset, precision, batch_size=2048, beam_size=1, imag
     model.eval()
 
     def generate(rows):
-        batch = dataset.batch(torch.arange(rows.start, rows.stop), image_index)
-        return model.generate(batch, dataset.answer_max_len, beam_size)
+        return model.generate(dataset.batch(torch.arange(rows.start, rows.stop), image_index), beam_size)
 
     parts = []
     for rows in tqdm(slices_of(len(dataset), batch_size), "answering", unit=" batches", leave=False, delay=1):
-        parts += within_memory(generate, rows, precision)
+        parts += compute_in_slices(generate, rows, precision)
     # copied to the host once, at the end: a copy after every batch would make the GPU wait
     return make_answers(dataset.vocab, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -67,7 +66,7 @@ def answer_image(trained, image, question, precision, beam_size=1):
         batch = {"image_states": model.encode_image_frozen(encoders.image.normalize(pixels)), "image_row": row,
                  "question_states": model.encode_question_frozen(input_ids, mask), "question_row": row,
                  "attention_mask": mask}
-        return make_answers(trained.vocab, *model.generate(batch, model.config.answer_max_len, beam_size))[0]
+        return make_answers(trained.vocab, *model.generate(batch, beam_size))[0]
 
 
 def validation_scores(texts, labels):
@@ -92,7 +91,7 @@ def exchanged_images(dataset, seed):
     return following[dataset.image_index]
 
 
-def spelled_labels(dataset):
+def spelled_labels(labels, vocab, answer_max_len):
     """The labels as the model could write them at best: known words only, truncated to the answer length."""
-    encoded = (dataset.vocab.encode(label, dataset.answer_max_len) for label in dataset.rows["answer"])
-    return [dataset.vocab.decode(index for index in ids if index != UNK) for ids in encoded]
+    encoded = (vocab.encode(label, answer_max_len) for label in labels)
+    return [vocab.decode(index for index in ids if index != UNK) for ids in encoded]
