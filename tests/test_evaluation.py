@@ -71,7 +71,8 @@ def test_a_new_metric_is_one_function_and_one_line(monkeypatch, capsys, tmp_path
     write_gallery(result_rows(rows, answers, tmp_path, scores), content, tmp_path / "results")
     page = (tmp_path / "results/index.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
-    assert data["scores"][1]["label"] == "First word" and data["table"][0][:3] == ["the model", data["scores"][0]["value"], 75.0]
+    assert data["scores"][1]["label"] == "First word"
+    assert data["table"][0][:3] == ["the model", data["scores"][0]["value"], 75.0]
 
 
 def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alone(tmp_path):
@@ -94,9 +95,9 @@ def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alon
 
 def write_csv(path, predictions, scores, **changes):
     """A results CSV of one row per prediction; `changes` replace columns."""
-    rows = [{"question_id": number, "image_id": number // 2, "confidence": 0.5,
-             "question": "what?", "answer": "None", "prediction": prediction, "sentence_bleu": score, "exact_match": score,
-             "vqa_accuracy": score, **changes} for number, (prediction, score) in enumerate(zip(predictions, scores, strict=True))]
+    rows = [{"question_id": number, "image_id": number // 2, "question": "what?", "answer": "None", "prediction": prediction,
+             "sentence_bleu": score, "exact_match": score, "vqa_accuracy": score, "confidence": 0.5, **changes}
+            for number, (prediction, score) in enumerate(zip(predictions, scores, strict=True))]
     write_results(rows, path)
     return path
 
