@@ -47,8 +47,10 @@ def _columns(rows, prefix):
 
 
 def _points(rows, column):
-    """(epochs, values) of one column without empty cells and infinite losses."""
-    kept = [(row["epoch"], row[column]) for row in rows if row[column] is not None and math.isfinite(row[column])]
+    """(epochs, values) of one column without empty cells, infinite losses and learning rates of 0 (the axis is log)."""
+    lowest = 1e-12 if column.startswith("learning_rate") else -math.inf
+    kept = [(row["epoch"], row[column]) for row in rows
+            if row[column] is not None and math.isfinite(row[column]) and row[column] > lowest]
     return [epoch for epoch, _ in kept], [value for _, value in kept]
 
 
@@ -76,8 +78,7 @@ def _draw_stage(column, name, rows):
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True) if axes is rates else NullLocator())
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.grid(True, color=HAIRLINE, linewidth=0.6)
-    rates.set_yscale("log", nonpositive="mask")  # the rate is 0 before the first step
-    rates.set_xlabel("epoch")
+    rates.set(yscale="log", xlabel="epoch")
     rates.yaxis.set_major_locator(LogLocator(numticks=5))
     rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-")))
     rates.yaxis.set_minor_locator(NullLocator())
