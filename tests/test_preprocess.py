@@ -94,7 +94,7 @@ def test_qa_pairs_json_adds_all_human_answers(data_dir):
 
 @pytest.mark.parametrize("kind", ["another label", "a question twice"])
 def test_a_qa_pairs_json_of_another_run_is_an_error(kind, tmp_path):
-    rows = tiny.write_data(tmp_path / "d", num_pictures=3)
+    rows = tiny.write_data(tmp_path / "d", 3)
     if kind == "another label":
         rows[1]["answer"], message = "another label", "answer is .* in the CSV and 'another label' in .*qa_pairs.json"
     else:
