@@ -216,14 +216,13 @@ def print_splits(rows):
 
 def write_dataset(rows, output_dir):
     """Write qa_pairs.json, then metadata.csv: an interrupted run leaves no metadata.csv."""
-    csv_path = output_dir / "metadata.csv"
-    with atomic_write(csv_path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+    with atomic_write(output_dir / "metadata.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         stream.write(",".join(COLUMNS) + "\n")
         # all texts are quoted: csv would leave a single carriage return unquoted, which readers take for a line end
         writer = csv.DictWriter(stream, COLUMNS, "", "ignore", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerows(rows)
         write_json(output_dir / "qa_pairs.json", [{name: row[name] for name in (*COLUMNS, "answers")} for row in rows])
-    print(f"wrote {output_dir / 'qa_pairs.json'} and {csv_path}")
+    print(f"wrote {output_dir / 'qa_pairs.json'} and {output_dir / 'metadata.csv'}")
 
 
 if __name__ == "__main__":
