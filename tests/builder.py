@@ -13,9 +13,9 @@ import pytest
 from image_server import draw_jpeg
 from tqdm import tqdm
 
-import mini_vqa_v2
 import download.http
 import download.images
+import mini_vqa_v2
 from common import settings
 from mini_vqa_v2 import Config
 
@@ -63,7 +63,7 @@ def many_entries(num_images=120, per_image=2):
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. Runs in this process, writes to tmp_path / "out"."""
+    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. In this process, output to tmp_path / "out"."""
     def call(*flags, status=None):
         flags = ["--output-dir", tmp_path / "out", "--workers", 4, *flags]
         monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
@@ -80,11 +80,10 @@ def run(capsys, monkeypatch, tmp_path):
     return call
 
 
-def start_script(*flags, code=None, **environment):
-    """The real script (or `code`) in a process group of its own; -> Popen with texts for output."""
-    env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **NO_PROXY, **environment}
-    script = [ROOT / "mini_vqa_v2.py"] if code is None else ["-c", code]
-    return subprocess.Popen([sys.executable, *script, *map(str, flags)], cwd=ROOT, env=env, text=True,
+def start_script(*flags):
+    """The real script in a process group of its own, as a Popen."""
+    env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **NO_PROXY}
+    return subprocess.Popen([sys.executable, ROOT / "mini_vqa_v2.py", *map(str, flags)], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
