@@ -28,7 +28,7 @@ LASTING = {  # a fault at every request for one image: the reason in missing.csv
     408: "status 408", 425: "status 425", 429: "status 429", 500: "status 500", 502: "status 502", 503: "status 503",
     "page": "not an image: 54 bytes that begin with b'<!doctype", "garbage": "not an image: {size} bytes that begin with",
     "empty": "not an image: 0 bytes", "half": "unreadable: Truncated File Read (3 tries)", "overlong": "unreadable: image file",
-    "bomb": "unreadable: Image size (400000000 pixels) exceeds limit", "cut": "IncompleteRead({half} bytes", "reset": "(3 tries)",
+    "bomb": "unreadable: Image size (400000000 pixels) exceeds limit", "cut": "IncompleteRead({half} ", "reset": "3 tries",
     "no_length": None, "bad_length": None, "bad_headers": None, "redirect": None,
     "huge": "IncompleteRead({size} bytes read", "endless": "more than 33,554,432 bytes came",
     "hangup": "no answer: Remote end closed connection without response", "nonsense": "no answer: ??? this is not HTTP",

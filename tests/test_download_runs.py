@@ -13,7 +13,7 @@ from collections import Counter
 
 import builder
 import pytest
-from builder import NAMES, NO_PROXY, ODD, assert_complete, many_entries, read_missing, read_rows, start_script, write_official
+from builder import NO_PROXY, ODD, assert_complete, many_entries, read_missing, read_rows, start_script, write_official
 from image_server import ImageServer, draw_jpeg
 
 from common.files import file_lock
@@ -219,27 +219,6 @@ def test_https_through_a_proxy_needs_a_trusted_certificate(collect_from, tmp_pat
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         collect_from("https://images.invalid")
         assert server.hosts.count("images.invalid") == 120 and "CONNECT images.invalid:443" in server.hosts
-    assert_complete(tmp_path / "out")
-
-
-def test_local_images_get_the_same_manifest_and_missing_csv(collect_from, tmp_path, monkeypatch):
-    local = tmp_path / "coco"
-    local.mkdir()
-    for name in NAMES:
-        (local / name).write_bytes(draw_jpeg(name))
-    (local / ODD).write_bytes(b"<html>")
-    (local / NAMES[61]).unlink()
-    (local / NAMES[61]).mkdir()
-    collect_from(NOWHERE, "--image-dir", local, status=2)
-    assert read_missing(tmp_path / "out") == {ODD: "not an image: 6 bytes that begin with b'<html>'",
-                                              NAMES[61]: "not an image file of at most 33,554,432 bytes"}
-    (local / NAMES[61]).rmdir()
-    for name in (ODD, NAMES[61]):
-        (local / name).write_bytes(draw_jpeg(name))
-    collect_from(NOWHERE, "--image-dir", local)
-    assert_complete(tmp_path / "out")
-    monkeypatch.setattr(images, "check_image", lambda body: pytest.fail("decoded again"))
-    collect_from(NOWHERE, "--image-dir", local)
     assert_complete(tmp_path / "out")
 
 
