@@ -80,6 +80,8 @@ def for_all(action, names, function, workers, max_lost=None):
         except ValueError as error:
             return name, error
 
+    if not names:
+        return {}, {}
     done, lost, num_bytes, num_outages = {}, {}, 0, 0
     # The threads are daemons and are not joined: Ctrl-C does not wait for a request or for a pause before a retry.
     with ThreadPool(workers) as pool, tqdm(desc=f"{action} images", total=len(names), unit=" images") as bar:

@@ -1,4 +1,5 @@
 """download/http.py and download/images.py: images from a server with every fault, one at a time and all together."""
+import io
 import itertools
 import random
 import socket
@@ -9,6 +10,7 @@ import builder
 import pytest
 from builder import NAMES, ODD, assert_complete, many_entries, read_missing, write_official
 from image_server import ImageServer, draw_jpeg
+from PIL import Image
 
 from download import http, images
 from download.http import check_address, fetch, open_session
@@ -124,6 +126,14 @@ def test_retry_after_is_obeyed_up_to_a_limit(collect_from, tmp_path, monkeypatch
         collect_from(server.url)
         assert low < time.monotonic() - start < high
     assert_complete(tmp_path / "out")
+
+
+def test_postscript_is_not_decoded():
+    """It is a program, which Pillow gives to another program to run."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(draw_jpeg(ODD))).save(buffer, "EPS")
+    with pytest.raises(ValueError, match="not an image: .* begin with b'%!PS"):
+        images.check_image(buffer.getvalue())
 
 
 def mutated_answers(num):
