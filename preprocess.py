@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import torch
 
+from common.files import SPLITS
 from features.pixels import decode_images
 from features.store import build_store
 from vocab import PAD, tokenize
 
-SPLITS = ("train", "val", "test")
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
 SEPARATORS = ",;\t"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from common import settings
 from common.device import Precision
-from common.files import is_text, write_json
+from common.files import SPLITS, is_text, write_json
 from evaluation.generation import answer_dataset, answer_image, exchanged_images, spelled_labels
 from evaluation.results import draw_results, file_name, result_rows, write_results
-from preprocess import SPLITS, build_datasets, data_folder, read_rows
+from preprocess import build_datasets, data_folder, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+SPLITS = ("train", "val", "test")  # values of the column `split` in metadata.csv
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
 
 

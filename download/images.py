@@ -1,195 +1,189 @@
-"""The pictures that kept rows need, each decoded in full, put into images/: downloaded, or linked from a local folder.
+"""The images of the kept rows: downloaded, or linked from a local folder. Every image is decoded in full before it counts.
 
-Beside images/ lie manifest.csv, which makes the next run check instead of fetch, and missing.csv while any are missing.
+Writes images/, manifest.csv (size and sha256 of each image, so that the next run need not decode it again) and, if
+images are missing, missing.csv (name and reason).
 """
 import csv
 import hashlib
 import io
+import multiprocessing
 import os
+import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from common.files import atomic_write, remove_temporaries
 from common.images import UNREADABLE, keep_memory, open_image
-from download.http import ask, open_session, read_body
-from download.manifest import Manifest
-from download.throttle import Fault, Stopped, Throttle, persist
+from download.http import Unavailable, fetch, open_session
 
-MAX_PICTURE_BYTES = 1 << 25  # COCO's largest has about 1 MB
-MAX_PIXELS = 50_000_000  # COCO's pictures have 0.4 million; decoding takes 12 bytes for each, in every thread
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow's rarer decoders raise anything, and one runs PostScript
-MAX_SECONDS = 300  # for one try to fetch one picture
-MAX_LOST_SHARE = 0.01  # of the needed pictures; beyond it the dataset is not the one that was asked for
-NUM_NAMED = 5  # lost pictures named in a message
+MAX_IMAGE_BYTES = 1 << 25  # COCO's largest image has about 1 MB
+MAX_SECONDS = 120  # for the body of one image, all tries together
+MAX_IDLE_SECONDS = 600  # without any finished image: the rest is given up
+MAX_LOST_SHARE = 0.01  # of the needed images; with more missing, the data set is not the one that was asked for
+MAX_OUTAGES = 3  # images in a row for which the server was unavailable: the rest is given up
+NUM_NAMED = 5  # lost images that a message names
+MANIFEST_HEADER = "name,bytes,sha256,status\n"
+MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)$", re.MULTILINE)
 
 
-def collect_pictures(names, output_dir, subset, image_dir, image_url, workers):
-    """Put every picture of `names` into output_dir/images: from `image_dir`, or by download when that is None.
+def collect_images(names, output_dir, subset, image_dir, image_url, workers):
+    """Put the images `names` into output_dir/images: links to `image_dir`, or downloads if that is None.
 
-    Returns {name: reason} of the lost ones, prints the first and writes all to missing.csv. Raises ValueError when
-    they are more than MAX_LOST_SHARE; a download stops as soon as that is certain.
+    Returns the set of missing names. They are counted, the first are printed, and missing.csv lists all with reasons.
+    Raises ValueError if more than MAX_LOST_SHARE are missing; a download stops as soon as that is certain.
     """
     folder = output_dir / "images"
     folder.mkdir(exist_ok=True)
     remove_temporaries(folder)
     keep_memory()
-    throttle, lost, untried, max_lost = Throttle(workers), {}, [], MAX_LOST_SHARE * len(names)
-    if image_dir is None:
-        place = partial(download_picture, open_session(workers), throttle, f"{image_url.rstrip('/')}/{subset}")
+    known = read_manifest(output_dir / "manifest.csv")
+    max_lost = MAX_LOST_SHARE * len(names)
+    if image_dir is not None:
+        whole, lost = for_all("linking", names, partial(link_image, Path(image_dir), subset, known, folder), workers)
     else:
-        place = partial(link_picture, Path(image_dir), subset)
-
-    def place_one(name):
-        try:
-            return place(manifest, folder / name)
-        except ValueError as error:
-            lost[name] = str(error)
-            if image_dir is None and len(lost) > max_lost:
-                throttle.stop()  # the run has failed: spare the server the rest
-            return 0
-        except Stopped:
-            untried.append(name)
-            return None
-
-    with Manifest(output_dir / "manifest.csv") as manifest:
-        for_all(names, place_one, workers, throttle)
-        os.sync()  # the pictures are on the disk before a table names them, which costs less once than for each
-        missing = lost | dict.fromkeys(untried, "not tried: the run had failed")
-        write_missing(output_dir / "missing.csv", missing)
-        manifest.rewrite(missing)
-    if lost:
-        message = f"{describe(lost, len(names), len(untried))}; all that are missing stand in {output_dir / 'missing.csv'}"
-        if len(lost) > max_lost:
+        present = [name for name in names if (folder / name).exists()]
+        whole, _ = for_all("checking", present, partial(check_file, known, folder), workers)
+        absent = [name for name in names if name not in whole]
+        place = partial(download_image, open_session(workers), f"{image_url.rstrip('/')}/{subset}", folder)
+        fetched, lost = for_all("fetching", absent, place, workers, max_lost)
+        whole |= fetched
+    os.sync()  # the images are on the disk before metadata.csv names them
+    missing = {name: lost.get(name, "not tried") for name in names if name not in whole}
+    write_manifest(output_dir / "manifest.csv", known | whole, missing)
+    write_missing(output_dir / "missing.csv", missing)
+    if missing:
+        examples = ", ".join(f"{name} {reason}" for name, reason in sorted(lost.items())[:NUM_NAMED])
+        message = (f"{len(missing)} of {len(names)} images are missing, for example {examples}; "
+                   f"the whole list is in {output_dir / 'missing.csv'}")
+        if len(missing) > max_lost:
             remedy = (f"check --image-dir {image_dir}" if image_dir is not None else
-                      "check --image-url and run again, on a slow line with fewer --workers: whole pictures are kept")
-            raise ValueError(f"{message}; at most {MAX_LOST_SHARE:.0%} may be lost: {remedy}")
+                      f"check --image-url {image_url} and run again: the images that arrived are kept")
+            raise ValueError(f"{message}; at most {MAX_LOST_SHARE:.0%} may be missing: {remedy}")
         print(message)
-    return lost
+    return set(missing)
 
 
-def describe(lost, num_needed, num_untried):
-    """How many pictures are lost, the first few with their reasons, and how many were not tried any more."""
-    named = [f"{name} {reason}" for name, reason in sorted(lost.items())[:NUM_NAMED]]
-    if len(lost) > NUM_NAMED:
-        named.append("...")
-    return f"{len(lost)} of {num_needed} pictures are lost ({', '.join(named)})" + (
-        f" and {num_untried} were not tried any more" if num_untried else "")
+def for_all(action, names, function, workers, max_lost=None):
+    """Call `function(name)` in threads with a progress bar; returns ({name: result}, {name: reason of its ValueError}).
 
-
-def for_all(names, place_one, workers, throttle):
-    """Run `place_one(name)` for all names in threads and show how far they are, by the bytes that it returns, or None.
-
-    The first exception ends the others by throttle.stop(). An interruption is told how to go on.
+    A result begins with the size in bytes. With `max_lost` the rest is given up once more names failed, or once the
+    server was unavailable MAX_OUTAGES times in a row. If no call ends for MAX_IDLE_SECONDS, the rest is given up too.
     """
-    pool, num_bytes, num_done = ThreadPoolExecutor(workers), 0, 0
-    try:
-        futures = [pool.submit(place_one, name) for name in names]
-        with tqdm(desc="pictures", total=len(names), unit=" pictures") as bar:
-            for future in as_completed(futures):
-                if (size := future.result()) is None:
-                    continue
-                num_bytes, num_done = num_bytes + size, num_done + 1
+    def call(name):
+        try:
+            return name, function(name)
+        except ValueError as error:
+            return name, error
+
+    if not names:
+        return {}, {}
+    done, lost, num_bytes, num_outages = {}, {}, 0, 0
+    # The threads are daemons and are not joined: Ctrl-C does not wait for a request or for a pause before a retry.
+    with ThreadPool(workers) as pool, tqdm(desc=f"{action} images", total=len(names), unit=" images") as bar:
+        results = pool.imap_unordered(call, names)
+        try:
+            while len(done) + len(lost) < len(names):
+                name, result = results.next(MAX_IDLE_SECONDS)
+                num_outages = num_outages + 1 if isinstance(result, Unavailable) else 0
+                if isinstance(result, ValueError):
+                    lost[name] = str(result)
+                else:
+                    done[name] = result
+                    num_bytes += result[0]
+                if max_lost is not None and (len(lost) > max_lost or num_outages == MAX_OUTAGES):
+                    break
                 bar.set_postfix_str(f"{num_bytes / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.1f} MB/s", refresh=False)
                 bar.update()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted with {num_done} of {len(names)} pictures checked or fetched: run again "
-                                "to go on") from None
-    finally:
-        throttle.stop()
-        pool.shutdown(cancel_futures=True)
+        except multiprocessing.TimeoutError:
+            lost |= {name: f"no end after {MAX_IDLE_SECONDS} s" for name in names if name not in done and name not in lost}
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted after {action} {len(done)} of {len(names)} images: run again to "
+                                    "continue") from None
+    return done, lost
 
 
-def download_picture(session, throttle, folder_url, manifest, path):
-    """Fetch the picture named like `path` unless it is there and whole; returns its bytes. Raises ValueError."""
-    if size := whole_size(manifest, path):
-        return size
+def check_file(known, folder, name):
+    """(bytes, sha256) of the image file if it is the one in the manifest or, not being listed there, can be decoded."""
+    body = read_file(folder / name)
+    found = len(body), hashlib.sha256(body).hexdigest()
+    if name not in known:
+        check_image(body)
+    elif known[name] != found:
+        raise ValueError("changed since the last run")
+    return found
 
-    def attempt():
-        with throttle.turn(), ask(session, f"{folder_url}/{path.name}") as response:
-            body = read_body(response, MAX_PICTURE_BYTES, MAX_SECONDS)
-        try:
-            check_picture(body)
-        except ValueError as error:
-            raise Fault(str(error)) from error
-        return body
 
-    body = persist(throttle, attempt)
-    with atomic_write(path, durable=False) as temporary:
+def download_image(session, folder_url, folder, name):
+    """Fetch one image; returns (bytes, sha256). Raises ValueError with the reason."""
+    body = fetch(session, f"{folder_url}/{name}", MAX_IMAGE_BYTES, MAX_SECONDS, check_image)
+    with atomic_write(folder / name, durable=False) as temporary:
         temporary.write_bytes(body)
-    manifest.record(path.name, len(body), hashlib.sha256(body).hexdigest())
-    return len(body)
+    return len(body), hashlib.sha256(body).hexdigest()
 
 
-def whole_size(manifest, path):
-    """Bytes of the picture at `path` if it is the one of the manifest, or, where that has none, can be decoded; else 0."""
-    try:
-        body = read_picture(path)
-        digest = hashlib.sha256(body).hexdigest()
-        if path.name in manifest.pictures:
-            return len(body) if manifest.pictures[path.name] == (len(body), digest) else 0
-        check_picture(body)
-    except ValueError:
-        return 0
-    manifest.record(path.name, len(body), digest)
-    return len(body)
-
-
-def link_picture(image_dir, subset, manifest, path):
-    """Hard-link or copy the picture named like `path`; returns its bytes. Raises ValueError that says why it cannot."""
-    source = image_dir / path.name
-    if not source.exists():
-        source = image_dir / subset / path.name
-    body = read_picture(source)
-    known = len(body), hashlib.sha256(body).hexdigest()
-    is_new = manifest.pictures.get(path.name) != known
-    if is_new:
-        check_picture(body)
+def link_image(image_dir, subset, known, folder, name):
+    """Hard-link or copy one image of `image_dir` or its subfolder; returns (bytes, sha256). Raises ValueError."""
+    source = image_dir / name if (image_dir / name).exists() else image_dir / subset / name
+    body, path = read_file(source), folder / name
+    found = len(body), hashlib.sha256(body).hexdigest()
+    if known.get(name) != found:
+        check_image(body)
     if not (path.exists() and (path.samefile(source) or path.read_bytes() == body)):
         with atomic_write(path, durable=False) as temporary:
             try:
                 os.link(source.resolve(), temporary)
             except OSError:  # another file system, or one without hard links
                 shutil.copyfile(source, temporary)
-    if is_new:
-        manifest.record(path.name, *known)
-    return len(body)
+    return found
 
 
-def read_picture(path):
-    """The bytes of a picture file. Raises ValueError that says what is wrong with it."""
+def read_file(path):
+    """The bytes of an image file. Raises ValueError if it cannot be one."""
     if not path.exists():
         raise ValueError("missing")
-    if not path.is_file():
-        raise ValueError("not a picture but a folder or device")
-    if (size := path.stat().st_size) > MAX_PICTURE_BYTES:
-        raise ValueError(f"not a picture: {size:,} bytes, more than {MAX_PICTURE_BYTES:,}")
+    if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"not an image file of at most {MAX_IMAGE_BYTES:,} bytes")
     try:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"unreadable: {error.strerror}") from error
 
 
-def check_picture(body):
-    """Decode every pixel of the picture whose file has these bytes. Raises ValueError that says what is wrong."""
+def check_image(body):
+    """Decode every pixel of an image given as bytes. Raises ValueError if that fails."""
     try:
-        width, height = Image.open(io.BytesIO(body), formats=FORMATS).size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
         open_image(io.BytesIO(body))
     except UnidentifiedImageError:
-        is_page = body.lstrip()[:1] == b"<"
-        raise ValueError(f"not a picture but {'a page' if is_page else 'something else'} of {len(body):,} bytes") from None
+        raise ValueError(f"not an image: {len(body):,} bytes that begin with {body[:20]!r}") from None
     except UNREADABLE as error:
         raise ValueError(f"unreadable: {error}") from error
 
 
+def read_manifest(path):
+    """{name: (bytes, sha256)} of the images of earlier runs; lines that cannot be read are ignored."""
+    if not path.exists():
+        return {}
+    lines = MANIFEST_LINE.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return {name: (int(size), digest) for name, size, digest in lines}
+
+
+def write_manifest(path, known, missing):
+    """One line per image, by name. A missing image keeps its size and sha256, so that a damaged file stays damaged."""
+    lines = []
+    for name in sorted(known | missing):
+        size, digest = known.get(name, (0, ""))
+        lines.append(f"{name},{size},{digest},{'missing' if name in missing else 'ok'}\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(MANIFEST_HEADER + "".join(lines), encoding="utf-8", newline="")
+
+
 def write_missing(path, missing):
-    """missing.csv: one line for each missing picture, by name; no file when there is none."""
+    """One line per missing image, by name; no file if none is missing."""
     if not missing:
         path.unlink(missing_ok=True)
         return

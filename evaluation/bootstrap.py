@@ -6,7 +6,9 @@ from collections import Counter
 
 import numpy as np
 
+UNIT = "mean sentence BLEU"  # of the values in a verdict
 DRAWS = 2000             # bootstrap draws of each interval
+BINS = 10                # of the calibration
 MIN_TYPE_ROWS = 20       # a type with fewer rows is left out of the tables
 DRAWN_AT_ONCE = 1 << 21  # images drawn per step of the bootstrap: keeps its memory below about 100 MB
 
@@ -64,19 +66,18 @@ def _percentiles(sums, draws, generator):
     return low, high
 
 
-def paired_difference(values_a, values_b, groups, draws=DRAWS, seed=42):
+def paired_difference(values_a, values_b, groups):
     """(difference, low, high): mean of a - b over the same rows, with its 95 % interval as in `bootstrap_mean`."""
-    return bootstrap_mean(np.asarray(values_a, dtype=np.float64) - np.asarray(values_b, dtype=np.float64),
-                          groups, draws, seed)
+    return bootstrap_mean(np.asarray(values_a) - np.asarray(values_b), groups)
 
 
-def summarise(scores_by_name, groups, draws=DRAWS, seed=42):
+def summarise(scores_by_name, groups):
     """{NAME: (n,)} -> {NAME: {"value", "ci95": [low, high], "n"}}, rounded to 0.01.
 
     n is the number of rows that have the score. None stands for a missing mean or interval.
     """
     table = np.column_stack(list(scores_by_name.values()))
-    columns = zip(*bootstrap_mean(table, groups, draws, seed), (~np.isnan(table)).sum(0), strict=True)
+    columns = zip(*bootstrap_mean(table, groups), (~np.isnan(table)).sum(0), strict=True)
     return {name: {"value": _rounded(mean), "ci95": [_rounded(low), _rounded(high)], "n": int(count)}
             for name, (mean, low, high, count) in zip(scores_by_name, columns, strict=True)}
 
@@ -85,25 +86,25 @@ def _rounded(number):
     return None if np.isnan(number) else round(float(number), 2)
 
 
-def by_type(scores_by_name, types, groups, minimum=MIN_TYPE_ROWS, draws=DRAWS, seed=42):
+def by_type(scores_by_name, types, groups):
     """Scores per type, the most frequent type first: ({TYPE: {"n", NAME: as in `summarise`}}, hidden {TYPE: n}).
 
-    types: n strings; an empty one counts as "unknown". Types with fewer than `minimum` rows are in `hidden`.
+    types: n strings; an empty one counts as "unknown". Types with fewer than MIN_TYPE_ROWS rows are in `hidden`.
     """
     types = np.array([kind or "unknown" for kind in types])
     groups = np.array([str(group) for group in groups])
     table, hidden = {}, {}
     for kind, count in sorted(Counter(types.tolist()).items(), key=lambda item: (-item[1], item[0])):
-        if count < minimum:
+        if count < MIN_TYPE_ROWS:
             hidden[kind] = count
             continue
         rows = types == kind
         scores = {name: values[rows] for name, values in scores_by_name.items()}
-        table[kind] = {"n": count, **summarise(scores, groups[rows], draws, seed)}
+        table[kind] = {"n": count, **summarise(scores, groups[rows])}
     return table, hidden
 
 
-def verdict(values, floors, groups, annotator=None, unit="mean sentence BLEU", draws=DRAWS, seed=42):
+def verdict(values, floors, groups, annotator=None):
     """One line: does the model beat its strongest floor beyond the interval, and how far is it to one annotator?
 
     values: (n,) scores of the model; floors: {NAME: (n,)}; annotator: (n,) scores of one annotator, NaN if unknown,
@@ -111,15 +112,15 @@ def verdict(values, floors, groups, annotator=None, unit="mean sentence BLEU", d
     printed, excludes zero.
     """
     name = max(floors, key=lambda floor: floors[floor].mean())
-    difference, low, high = (round(x, 1) + 0.0 for x in paired_difference(values, floors[name], groups, draws, seed))
-    measured = f"{difference:+.1f} [{low:+.1f}, {high:+.1f}] {unit}"
+    difference, low, high = (round(x, 1) + 0.0 for x in paired_difference(values, floors[name], groups))
+    measured = f"{difference:+.1f} [{low:+.1f}, {high:+.1f}] {UNIT}"
     if np.isnan(low):
-        return f"stands {difference:+.1f} {unit} from the strongest floor ({name}), but one image gives no interval"
+        return f"stands {difference:+.1f} {UNIT} from the strongest floor ({name}), but one image gives no interval"
     if high < 0:
         return f"is below the strongest floor ({name}): {measured}"
     if low <= 0:
         return f"does not beat the strongest floor ({name}): {measured}, an interval that includes zero"
-    beats = f"beats the strongest floor ({name}) by {difference:.1f} [{low:.1f}, {high:.1f}] {unit}"
+    beats = f"beats the strongest floor ({name}) by {difference:.1f} [{low:.1f}, {high:.1f}] {UNIT}"
     return beats + _way_to_annotator(values, floors[name], annotator)
 
 
@@ -136,16 +137,16 @@ def _way_to_annotator(values, floor, annotator):
     return f" and reaches {share:.0f} % of the way from it to one annotator{where}"
 
 
-def expected_calibration_error(confidence, correct, bins=10):
+def expected_calibration_error(confidence, correct):
     """(error, table): the mean gap between confidence and accuracy over equal bins, weighted by the rows of each bin.
 
     confidence: (n,) in 0 to 1; correct: (n,) 0 or 1; the error is 0 to 1 (Guo et al. 2017). table: one {"low", "high",
     "n", "confidence", "accuracy"} for each bin (low, high] with rows. Raises ValueError outside 0 to 1 or without rows.
     """
     from sklearn.calibration import calibration_curve
-    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=bins)  # of the bins with rows
-    edges = np.linspace(0, 1, bins + 1)
-    counts = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=bins)  # bins as in calibration_curve
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins with rows
+    edges = np.linspace(0, 1, BINS + 1)
+    counts = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=BINS)  # bins as in calibration_curve
     filled = np.flatnonzero(counts)
     error = np.average(abs(accuracy - mean_confidence), weights=counts[filled])
     return float(error), [

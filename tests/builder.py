@@ -1,6 +1,7 @@
-"""How the tests run mini_vqa_v2.py: small official files, and the script in this process without long waits."""
+"""How the tests run mini_vqa_v2.py: small official files, a few images, and the script in this process without long waits."""
 import csv
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -9,12 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from image_server import draw_jpeg
 from tqdm import tqdm
 
+import download.http
+import download.images
 import mini_vqa_v2
 from common import settings
-from download import images as collect
-from download import official, throttle
 from mini_vqa_v2 import Config
 
 ROOT = Path(__file__).parents[1]
@@ -26,13 +28,11 @@ NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 @pytest.fixture(autouse=True)
 def local_and_quick(monkeypatch):
-    """No proxy before 127.0.0.1, no long waits before a retry, no bars among the captured output."""
+    """No proxy for 127.0.0.1, short waits before a retry, no progress bars in the captured output."""
     for name, value in NO_PROXY.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(throttle, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(throttle, "PATIENCE", (0.05, 1))
-    for module in (collect, official):
-        monkeypatch.setattr(module, "tqdm", lambda *args, **flags: tqdm(*args, **(flags | {"disable": True})))
+    monkeypatch.setattr(download.http, "BACKOFF", 0.01)
+    monkeypatch.setattr(download.images, "tqdm", lambda **flags: tqdm(**flags, disable=True))
 
 
 def entry(question_id, image_id=None, answers=("a red kite",) * 10, question="What is it?", choice=None):
@@ -56,37 +56,34 @@ def write_official(folder, entries, subset="train2014"):
 
 
 def many_entries(num_images=120, per_image=2):
-    """Enough pictures that no split is empty, all rows kept by default."""
+    """Enough images that no split is empty; all rows are kept by default."""
     return [entry(10 * image + i, answers=(f"kite number {image}",) * 10, question=f"Which kite, {i}?")
             for image in range(num_images) for i in range(per_image)]
 
 
-def build(capsys, monkeypatch, *flags, status=None):
-    """Run the script in this process as the command line would; returns what it printed, or its error line."""
-    monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
-    capsys.readouterr()
-    if status is None:
-        settings.run(mini_vqa_v2.main, Config)
-        return capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        settings.run(mini_vqa_v2.main, Config)
-    assert stopped.value.code == status
-    return capsys.readouterr().err
-
-
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. Writes to tmp_path / "out"."""
+    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. In this process, output to tmp_path / "out"."""
     def call(*flags, status=None):
-        return build(capsys, monkeypatch, "--output-dir", tmp_path / "out", "--workers", 4, *flags, status=status)
+        flags = ["--output-dir", tmp_path / "out", "--workers", 4, *flags]
+        monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
+        capsys.readouterr()
+        if status is None:
+            settings.run(mini_vqa_v2.main, Config)
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as stopped:
+            settings.run(mini_vqa_v2.main, Config)
+        assert stopped.value.code == status
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
     return call
 
 
-def start_script(*flags, code=None, **environment):
-    """The real script (or `code`) in a process group of its own; -> Popen with texts for output."""
-    env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **NO_PROXY, **environment}
-    script = [ROOT / "mini_vqa_v2.py"] if code is None else ["-c", code]
-    return subprocess.Popen([sys.executable, *script, *map(str, flags)], cwd=ROOT, env=env, text=True,
+def start_script(*flags):
+    """The real script in a process group of its own, as a Popen."""
+    env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **NO_PROXY}
+    return subprocess.Popen([sys.executable, ROOT / "mini_vqa_v2.py", *map(str, flags)], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -114,3 +111,31 @@ def serve_zips(folder):
     """{path: bytes} of the two zips of an official folder under /vqa."""
     packed = repack(folder, folder.parent / "packed", "zip")
     return {f"/vqa/{path.name}": path.read_bytes() for path in packed.iterdir()}
+
+
+NAMES = [f"COCO_train2014_{image:012d}.jpg" for image in range(120)]
+ODD = NAMES[60]
+
+
+@pytest.fixture
+def collect_from(run, tmp_path):
+    """collect_from(url, *flags) -> printed text; with status=2 -> the error line. One question for each image of NAMES."""
+    folder = write_official(tmp_path / "vqa", many_entries(per_image=1))
+
+    def call(url, *flags, status=None):
+        return run("--vqa-dir", folder, "--image-url", url, *flags, status=status)
+    return call
+
+
+def read_missing(folder):
+    with open(folder / "missing.csv", encoding="utf-8", newline="") as stream:
+        return {row["name"]: row["reason"] for row in csv.DictReader(stream)}
+
+
+def assert_complete(folder):
+    """All images of NAMES, byte by byte, nothing else, and a manifest that lists them."""
+    found = {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
+    assert found == {name: draw_jpeg(name) for name in NAMES}
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "manifest.csv", "metadata.csv", "qa_pairs.json"]
+    lines = [f"{name},{len(body)},{hashlib.sha256(body).hexdigest()},ok\n" for name, body in sorted(found.items())]
+    assert (folder / "manifest.csv").read_text() == "".join(["name,bytes,sha256,status\n", *lines])

@@ -1,6 +1,5 @@
-"""Metrics against hand-computed values and published rules; intervals against closed forms and scipy."""
+"""Metrics against hand-computed values and published rules; intervals against scipy."""
 import json
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -171,14 +170,6 @@ def test_score_rows_uses_the_label_if_there_are_no_annotations():
 
 # bootstrap
 
-def test_interval_of_independent_rows_agrees_with_the_closed_form():
-    """Mean of 0 or 100 over 2,000 images: standard error 100 sqrt(p (1 - p) / n), interval +-1.96 of them."""
-    mean, low, high = bootstrap.bootstrap_mean(np.repeat([100.0, 0.0], [600, 1400]), range(2000))
-    half_width = 1.96 * 100 * (0.3 * 0.7 / 2000) ** 0.5
-    assert mean == pytest.approx(30)
-    assert (30 - low, high - 30) == (pytest.approx(half_width, rel=0.1), pytest.approx(half_width, rel=0.1))
-
-
 def test_interval_of_groups_agrees_with_scipy():
     """scipy draws the pairs (sum of scores, number of rows) of the images. Images have 1 to 9 rows here."""
     generator = np.random.default_rng(8)
@@ -243,15 +234,12 @@ def test_paired_interval_is_narrow_if_the_rows_move_together():
     assert bootstrap.bootstrap_mean(first, range(400))[1] < bootstrap.bootstrap_mean(second, range(400))[2]
 
 
-def test_ten_thousand_rows_take_little_time_and_memory():
+def test_ten_thousand_rows_take_little_memory():
     """2,000 draws of 8,000 images at once would need 128 MB for the indices, and as much again for the counts."""
     generator = np.random.default_rng(5)
     values, images = generator.uniform(0, 100, (10_000, 7)), generator.integers(0, 8000, 10_000)
-    started = time.process_time()
-    bootstrap.bootstrap_mean(values, images)
-    assert time.process_time() - started < 6  # about 0.5 s
     tracemalloc.start()
-    bootstrap.bootstrap_mean(values, images, draws=1000)
+    bootstrap.bootstrap_mean(values, images)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 120e6
