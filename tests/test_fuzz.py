@@ -1,6 +1,6 @@
-"""Damaged and made-up input: every reader gives a right result or one clear error, never anything else.
+"""Damaged input: every reader gives a right result or one clear error, never anything else.
 
-Whatever a reader raises beyond ValueError and OSError would be a traceback for the user (settings.run).
+The readers may raise ValueError and OSError. Any other exception would be a traceback for the user (settings.run).
 """
 import csv
 import io
@@ -20,59 +20,60 @@ import mini_vqa_v2
 from common.images import UNREADABLE, open_image
 from evaluation.report import join_results
 from features.arrays import new_array, open_tensor
+from model import ModelConfig, VQAModel
 from preprocess import read_rows
-from training.checkpoint import FORMAT, KEYS, read_checkpoint, save_checkpoint
+from training.checkpoint import describe_model, load_model, read_checkpoint, save_checkpoint
+from vocab import Vocab
 
-CASES = 400  # of each reader
+CASES = 400  # for each reader
 
 
 def damage(content, rng):
-    """`content` (bytes) with one to three faults: bits flipped, cut, a piece lost, doubled, zeroed, or noise put in."""
+    """`content` (bytes) with one to three faults: bits flipped, truncated, a piece lost, doubled or zeroed, noise inserted."""
     content = bytearray(content)
     for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(content) + 1)
-        end = min(len(content), at + rng.choice((1, 2, 8, 100, 1000)))
+        start = rng.randrange(len(content) + 1)
+        end = min(len(content), start + rng.choice((1, 2, 8, 100, 1000)))
         fault = rng.randrange(6)
         if fault == 0:
-            for position in range(at, end):
+            for position in range(start, end):
                 content[position] ^= 1 << rng.randrange(8)
         elif fault == 1:
-            del content[at:]
+            del content[start:]
         elif fault == 2:
-            del content[at:end]
+            del content[start:end]
         elif fault == 3:
-            content[at:at] = content[at:end]
+            content[start:start] = content[start:end]
         elif fault == 4:
-            content[at:end] = bytes(end - at)
+            content[start:end] = bytes(end - start)
         else:
-            content[at:at] = rng.randbytes(rng.choice((1, 4, 40)))
+            content[start:start] = rng.randbytes(rng.choice((1, 4, 40)))
     return bytes(content)
 
 
-def fuzz(path, read, name, cases=CASES, refusals=(ValueError, OSError)):
-    """Damage the valid file `path` in many ways; returns how many of them `read()` took, and (content, result) of those."""
-    content, rng, taken = path.read_bytes(), random.Random(f"fuzz {name}"), []
+def fuzz(path, read, name, cases=CASES, errors=(ValueError, OSError)):
+    """Damage the valid file `path` in `cases` ways; returns what `read()` returned where it raised none of `errors`."""
+    content, rng, accepted = path.read_bytes(), random.Random(f"fuzz {name}"), []
     read()
     for _ in range(cases):
-        damaged = damage(content, rng)
-        path.write_bytes(damaged)
+        path.write_bytes(damage(content, rng))
         try:
-            taken.append((damaged, read()))
-        except refusals as error:
+            accepted.append(read())
+        except errors as error:
             assert str(error).strip(), "an error without words"
     path.write_bytes(content)
-    return taken
+    return accepted
 
 
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "data"
-    tiny.write_data(folder, num_pictures=6)
+    tiny.write_data(folder, 6)
     return folder
 
 
 def test_metadata_csv(small_data):
-    for _, rows in fuzz(small_data / "metadata.csv", lambda: read_rows(small_data), "csv"):
+    for rows in fuzz(small_data / "metadata.csv", lambda: read_rows(small_data), "csv"):
         assert rows["question"].str.strip().all() and rows["question_id"].is_unique
 
 
@@ -82,7 +83,7 @@ def test_own_csv_without_json(small_data, tmp_path):
 
 
 def test_qa_pairs_json(small_data):
-    for _, rows in fuzz(small_data / "qa_pairs.json", lambda: read_rows(small_data), "json"):
+    for rows in fuzz(small_data / "qa_pairs.json", lambda: read_rows(small_data), "json"):
         assert all(isinstance(text, str) for texts in rows["answers"] for text in texts)
 
 
@@ -101,39 +102,73 @@ def test_official_json(kind, tmp_path):
         return mini_vqa_v2.label_rows(mini_vqa_v2.read_official(cfg, "questions"),
                                       mini_vqa_v2.read_official(cfg, "annotations"), cfg)
 
-    for _, rows in fuzz(tmp_path / names[kind], read, kind, CASES // 2):
+    for rows in fuzz(tmp_path / names[kind], read, kind, CASES // 2):
         assert all(isinstance(row["answer"], str) and row["agreement"] >= 1 for row in rows)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".bmp", ".tif"])
-def test_pictures(suffix, tmp_path):
-    y, x = np.mgrid[:40, :50]
-    Image.fromarray(np.stack([x * 5, y * 6, x + y], -1).astype(np.uint8)).save(tmp_path / f"a{suffix}")
+def test_images(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
-    for _, picture in fuzz(path, lambda: open_image(path), suffix, CASES // 4, UNREADABLE):
-        assert picture.mode == "RGB"
+    y, x = np.mgrid[:40, :50]
+    Image.fromarray(np.stack([x * 5, y * 6, x + y], -1).astype(np.uint8)).save(path)
+    for image in fuzz(path, lambda: open_image(path), suffix, CASES // 4, UNREADABLE):
+        assert image.mode == "RGB"
 
 
-def test_checkpoints(tmp_path):
+@pytest.fixture
+def trained(loaded_encoders):
+    """(model, content of its checkpoint)."""
+    vocab = Vocab.build(["a red cat", "a dog"])
+    model = VQAModel(loaded_encoders.image.visual, loaded_encoders.question.gpt2, len(vocab), ModelConfig(hidden_size=8))
+    return model, {**describe_model(model, loaded_encoders, vocab), "stage": "feature extraction", "settings": {}, "epoch": 3,
+                   "val_loss": 1.5, "weights": model.trainable_weights()}
+
+
+def test_damaged_bytes_of_a_checkpoint(trained, tmp_path):
     """A damaged weight must not go unnoticed: the model would answer, only worse."""
-    content = {**dict.fromkeys(KEYS, "some text"), "format": FORMAT, "vocab": ["<pad>", "<start>", "<end>", "<unk>", "cat"],
-               "sizes": {"hidden_size": 8, "num_layers": 1, "dropout": 0.3, "question_max_len": 8, "answer_max_len": 8,
-                         "inputs": "both", "fusion": "gated", "image_pooling": "pooled", "answer_sampling": "majority",
-                         "picture_decoder": "pillow"},
-               "encoders": {"clip_model": "a", "clip_pretrained": "b", "gpt2_model": "c",
-                            "fingerprints": {"clip": "0" * 32, "gpt2": "1" * 32}},
-               "cut": {"clip_layers": 0, "gpt2_layers": 0}, "settings": {}, "epoch": 3, "val_loss": 1.5,
-               "weights": {"decoder.embedding.weight": torch.randn(5, 8), "fusion.gate.bias": torch.randn(8)}}
+    _, content = trained
     save_checkpoint(tmp_path / "c.pt", content)
-    for _, found in fuzz(tmp_path / "c.pt", lambda: read_checkpoint(tmp_path / "c.pt"), "checkpoint"):
-        assert found["vocab"] == content["vocab"] and found["sizes"] == content["sizes"]
-        assert all(torch.equal(found["weights"][name], content["weights"][name]) for name in content["weights"])
+    for found in fuzz(tmp_path / "c.pt", lambda: read_checkpoint(tmp_path / "c.pt"), "checkpoint"):
+        assert found["vocab"] == content["vocab"] and found["model_config"] == content["model_config"]
+        assert all(torch.equal(found["weights"][name], weight) for name, weight in content["weights"].items())
+
+
+def exchange_entry(value, rng):
+    """A copy of a checkpoint entry in which one entry, at any depth, is missing, or has another value, or is new."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        name, fault = rng.choice(sorted(value)), rng.randrange(4)
+        if fault == 0:
+            return {key: entry for key, entry in value.items() if key != name}
+        if fault == 1:
+            return {**value, "new": 1}
+        return {**value, name: exchange_entry(value[name], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.5:
+        number = rng.randrange(len(value))
+        return [*value[:number], exchange_entry(value[number], rng), *value[number + 1:]]
+    return rng.choice([None, "x", "", -1, 0, 7, 1.5, float("nan"), [], [1], {}, {"a": 1}, torch.ones(2), torch.ones(())])
+
+
+def test_exchanged_entries_of_a_checkpoint(trained, tmp_path, monkeypatch, loaded_encoders):
+    """The bytes are valid, and `load_model` builds the model from what they say."""
+    monkeypatch.setattr("training.checkpoint.load_encoders", lambda *names: loaded_encoders)
+    model, content = trained
+    rng, loaded = random.Random("exchange"), 0
+    for _ in range(CASES // 2):
+        torch.save(exchange_entry({"format": "generative-vqa checkpoint 2", **content}, rng), tmp_path / "c.pt")
+        try:
+            found = load_model(tmp_path / "c.pt")
+        except (ValueError, OSError) as error:
+            assert str(error).strip()
+            continue
+        loaded += 1
+        assert found.model.trainable_weights().keys() == content["weights"].keys()
+    assert 0 < loaded < CASES // 4
 
 
 def test_stored_arrays(tmp_path):
     with new_array(tmp_path / "states.npy", (30, 4), np.float32) as array:
         array[:] = np.arange(120).reshape(30, 4)
-    for _, tensor in fuzz(tmp_path / "states.npy", lambda: open_tensor(tmp_path / "states.npy", 30), "array"):
+    for tensor in fuzz(tmp_path / "states.npy", lambda: open_tensor(tmp_path / "states.npy", 30), "array"):
         assert len(tensor) == 30
 
 
@@ -151,8 +186,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8), st.sampled_from(",;\t"), st.booleans(),
        st.sampled_from(("\n", "\r\n")))
-def test_any_text_in_a_csv_comes_back_as_it_was(tmp_path_factory, pairs, separator, byte_order_mark, line_end):
-    """Line breaks, quotes, right-to-left text, emoji, formulas: text is text."""
+def test_any_text_in_a_csv_is_read_unchanged(tmp_path_factory, pairs, separator, byte_order_mark, line_end):
+    """Line breaks, quotes, right-to-left text, emoji, formulas."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, delimiter=separator, quoting=csv.QUOTE_ALL, lineterminator=line_end)
     writer.writerow(["image_path", "question", "answer"])
