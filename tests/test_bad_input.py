@@ -209,6 +209,13 @@ def test_a_damaged_log_of_stage_one_is_one_line(damage, stage_one, one_error, da
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("log", [[], ["x"], [1], {}], ids=str)
+def test_a_last_pt_with_a_damaged_log_is_one_line(log, stage_one, train_flags, one_error):
+    save_checkpoint(stage_one / "last.pt", {**read_checkpoint(stage_one / "last.pt"), "log": log})
+    error = one_error("train.py", *train_flags, "--output-dir", stage_one, "--resume")
+    assert "last.pt is damaged" in error and "start without --resume" in error
+
+
 def test_stored_arrays_are_never_unpickled(tmp_path):
     np.save(tmp_path / "states.npy", np.array([{"a": 1}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="damaged"):

@@ -103,9 +103,9 @@ class Run:
             if last["scaler"]:  # empty if the interrupted run was not in fp16
                 self.scaler.load_state_dict(last["scaler"])
             self.log, self.samples = list(last["log"]), dict(last["samples"])
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            print(f"resumed after epoch {self.log[-1]['epoch']}")
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}): start without --resume") from error
-        print(f"resumed after epoch {self.log[-1]['epoch']}")
         if distributed.get_rank() == 0:
             self.write_tables()
             self.draw_curves()
