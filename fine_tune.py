@@ -75,7 +75,7 @@ def read_stage_one_log(checkpoint, folder):
         log = pd.read_csv(path).to_dict("records")
         finished = is_finished(log, checkpoint["settings"]["epochs"], checkpoint["settings"]["patience"])
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!s:.100}): delete it, stage 2 only draws it beside its own curves") from error
+        raise ValueError(f"{path} is damaged ({error!s:.100}): delete it, it is only drawn beside stage 2's curves") from error
     if not finished:
         print(f"note: stage 1 was interrupted after epoch {log[-1]['epoch']}; the same train.py command with --resume "
               f"finishes it (its settings are in {folder / 'config.json'})")

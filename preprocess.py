@@ -1,7 +1,7 @@
 """From the rows of a CSV to batches: rows, dataset, batches, and `build_datasets`, which assembles them.
 
-Rows come from metadata.csv (which decides) and qa_pairs.json (which adds all human answers). A CSV of your own needs
-only the columns image_path, question, answer. A batch is an index selection from stored states.
+Rows come from metadata.csv (which decides) and qa_pairs.json (which adds the answers of all annotators). A CSV of your
+own needs only the columns image_path, question, answer. A batch is an index selection from stored states.
 """
 import csv
 import hashlib
@@ -27,8 +27,8 @@ def read_rows(data_dir, need_answers=True):
     """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
 
     Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type, and `answers`:
-    the list of all human answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
-    question or a needed answer are dropped and counted. Raises FileNotFoundError or ValueError of one line.
+    the list of all annotators' answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
+    question or a needed answer are dropped and counted. Raises FileNotFoundError or ValueError with one line.
     """
     csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
     if not csv_path.is_file():
@@ -44,7 +44,7 @@ def read_rows(data_dir, need_answers=True):
     if rows.empty:
         raise ValueError(f"{csv_path} has no row with {' and '.join(needed)}")
     if need_answers:
-        rows["answers"] = human_answers(rows, csv_path.with_name("qa_pairs.json"))
+        rows["answers"] = annotators_answers(rows, csv_path.with_name("qa_pairs.json"))
     else:
         rows["answer"], rows["answers"] = "", [[] for _ in range(len(rows))]
     return rows
@@ -62,8 +62,8 @@ def data_folder(data_dir):
 def read_csv(csv_path, need_answers=True):
     """The CSV as text cells ('n/a' and 'None' are answers), with the optional columns filled in.
 
-    Cells are separated by commas, or by semicolons or tabs, as spreadsheets of some countries write them.
-    Raises ValueError that names the line if the file is no such CSV.
+    Cells are separated by commas, semicolons or tabs: spreadsheets write semicolons in some countries.
+    Raises ValueError if the file is no such CSV; the message names the line.
     """
     needed = ("image_path", "question", "answer") if need_answers else ("image_path", "question")
     header, *records = parse_csv(csv_path, needed)
@@ -91,13 +91,13 @@ def read_csv(csv_path, need_answers=True):
 
 
 def parse_csv(csv_path, needed):
-    """The header and the records of a UTF-8 CSV, lists of str of equal length. The header decides the separator."""
+    """The header and the records of a UTF-8 CSV: lists of str of equal length. The header shows the separator."""
     try:
         text = csv_path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file ({error}): save it as CSV in UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it holds a NUL character; save it as CSV in UTF-8")
+        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it contains a NUL character; save it as CSV in UTF-8")
     first_line = text.split("\n", 1)[0].rstrip("\r")
     separator = next((mark for mark in SEPARATORS if set(needed) <= set(first_line.replace('"', "").split(mark))), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -106,7 +106,7 @@ def parse_csv(csv_path, needed):
         for record in reader:
             if record and records and len(record) != len(records[0]):
                 raise ValueError(f"{csv_path}, line {reader.line_num}: {len(record)} cells, the header has "
-                                 f"{len(records[0])}; quote a cell that holds a separator or a quote")
+                                 f"{len(records[0])}; quote a cell that contains a separator or a quote")
             if record:
                 records.append(record)
     except csv.Error as error:
@@ -136,10 +136,10 @@ def check_image_paths(rows, csv_path):
             raise ValueError(f"{csv_path}: image_path {path!r} does not lie inside the folder of the CSV")
 
 
-def human_answers(rows, json_path):
-    """All human answers of each row from qa_pairs.json; [answer] for rows that it does not hold.
+def annotators_answers(rows, json_path):
+    """The answers of all annotators for each row, from qa_pairs.json; [answer] for a row that is not in it.
 
-    Raises ValueError if the JSON disagrees with the CSV: then one of them is from another run.
+    Raises ValueError if JSON and CSV disagree: then one of them is from another run.
     """
     if not json_path.is_file():
         return [[answer] for answer in rows["answer"]]
@@ -163,7 +163,7 @@ def read_pairs(json_path):
         pairs = {str(entry["question_id"]): entry for entry in entries}
         for entry in entries:
             if not isinstance(entry.get("answers", []), list) or not all(isinstance(a, str) for a in entry.get("answers", [])):
-                raise ValueError(f"the answers of question {entry['question_id']} are no list of texts")
+                raise ValueError(f"the answers of question {entry['question_id']} are not a list of texts")
         if len(pairs) < len(entries):
             twice = Counter(str(entry["question_id"]) for entry in entries).most_common(1)[0][0]
             raise ValueError(f"it has the question_id {twice} twice")
@@ -183,7 +183,7 @@ def rows_of_split(rows, split):
 
 
 def report_answers(rows, vocab, answer_max_len):
-    """Print how many answers of `rows` are truncated and how many of their words the vocabulary lacks."""
+    """Print how many answers of `rows` are truncated, and how many of their words are not in the vocabulary."""
     tokens = [tokenize(answer) for answer in rows["answer"]]
     truncated = sum(len(words) > answer_max_len - 1 for words in tokens)
     unknown = sum(word not in vocab.ids for words in tokens for word in words)
@@ -192,10 +192,10 @@ def report_answers(rows, vocab, answer_max_len):
           f"{unknown} of {total} words unknown ({unknown / total:.1%})")
 
 
-def human_choices(rows):
-    """For each row the human answers that training may draw: those with as many words as the shortest label has.
+def answer_choices(rows):
+    """For each row the annotators' answers (list of str) that have at least as many words as the shortest label.
 
-    A row without such an answer keeps its label. Lists of str, with repeats: a frequent answer is drawn often.
+    A row without such an answer keeps its label. Repeated answers stay, so that a frequent answer is drawn often.
     """
     fewest = min(len(label.split()) for label in rows["answer"])
     long_enough = ([text for text in answers if len(text.split()) >= fewest] for answers in rows["answers"])
@@ -204,7 +204,7 @@ def human_choices(rows):
 
 def training_answers(rows, answer_sampling):
     """All answers (list of str) that training may show. The vocabulary is built from them."""
-    return [text for texts in human_choices(rows) for text in texts] if answer_sampling == "humans" else list(rows["answer"])
+    return [text for texts in answer_choices(rows) for text in texts] if answer_sampling == "humans" else list(rows["answer"])
 
 
 class VQADataset:
@@ -217,11 +217,11 @@ class VQADataset:
 
     def __init__(self, rows, vocab, answer_max_len, store, answer_sampling="majority"):
         """`store`: the FeatureStore with the states of all images and questions of `rows`. `answer_sampling`:
-        "humans" lets `draw_answers` draw from all human answers, "majority" always gives the labels."""
+        "humans" lets `draw_answers` draw from the annotators' answers, "majority" always gives the labels."""
         self.rows, self.vocab, self.store = rows, vocab, store
         self.image_index = torch.tensor([store.image_row[path] for path in rows["image_path"]])
         self.question_index = torch.tensor([store.question_row[question] for question in rows["question"]])
-        choices = human_choices(rows) if answer_sampling == "humans" else [[label] for label in rows["answer"]]
+        choices = answer_choices(rows) if answer_sampling == "humans" else [[label] for label in rows["answer"]]
         texts = sorted(set(rows["answer"]).union(*choices))
         number = {text: index for index, text in enumerate(texts)}
         self.answer_index = torch.tensor([number[text] for text in rows["answer"]])
@@ -251,7 +251,7 @@ class VQADataset:
     def batch(self, index, image_index=None, answer_index=None):
         """The rows `index` (B,) as a dict of tensors on the store's device, lengths trimmed to the longest of them.
 
-        Each distinct image and question of the batch is there once; `image_row` and `question_row` (B,) are the index
+        The batch contains each distinct image and question once; `image_row` and `question_row` (B,) are the index
         of each row's image and question. `image_index` (N,) gives the rows other images, `answer_index` (N,) other answers.
         """
         store = self.store
@@ -272,7 +272,7 @@ class VQADataset:
                 "answer_ids": self.answer_ids[answers, :answer_length]}
 
     def data_hash(self):
-        """Hash of the rows: questions, image names, labels and all human answers."""
+        """Hash of the rows: questions, image names, labels and all annotators' answers."""
         columns = ["question_id", "image_path", "question", "answer", "answers"]
         return hashlib.sha256(self.rows[columns].to_csv(index=False).encode()).hexdigest()[:16]
 

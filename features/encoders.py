@@ -1,6 +1,6 @@
 """The two pretrained encoders: found by name or folder, loaded completely or refused, and fingerprinted.
 
-Missing weights are an error of one line: no "pretrained" encoder is ever randomly initialised.
+Missing weights are an error with one line: no "pretrained" encoder is ever randomly initialised.
 """
 import hashlib
 import json
@@ -14,9 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
-
-OFFLINE_HELP = ("fill the hub cache on a machine with network and copy it here (HF_HOME names the folder), "
-                "or pass a local folder")
 
 # errors that a damaged or foreign weights file raises
 BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
@@ -171,7 +168,8 @@ def require_hub(model, local_flag):
 def missing_weights(model, local_flag):
     from huggingface_hub import constants
     return (f"the weights of {model} are not in the hub cache {constants.HF_HUB_CACHE} and cannot be fetched; "
-            f"to work offline {OFFLINE_HELP} ({local_flag})")
+            "to work offline fill the hub cache on a machine with network and copy it here (HF_HOME names the folder), "
+            f"or pass a local folder ({local_flag})")
 
 
 def load_question_encoder(gpt2_model):
@@ -179,35 +177,7 @@ def load_question_encoder(gpt2_model):
 
     Raises ValueError or FileNotFoundError if files are missing or do not fit.
     """
-    from transformers import AutoTokenizer, GPT2Model
-    from transformers.utils import logging as transformers_logging
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    local_folder = Path(gpt2_model).is_dir()
-    if not local_folder and (gpt2_model.startswith((".", "/", "~")) or gpt2_model.count("/") > 1):
-        raise FileNotFoundError(f"--gpt2-model {gpt2_model}: no such folder")
-
-    def load(local_files_only):
-        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
-        # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
-        gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
-                                                 attn_implementation="sdpa", output_loading_info=True)
-        return tokenizer, gpt2, report
-
-    try:
-        tokenizer, gpt2, report = load(local_files_only=True)
-    except Exception as error:  # tokenizers raises a plain Exception for unreadable files
-        if local_folder:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
-                                    f"tokenizer's files, undamaged and of one model: {reason}") from error
-        if not isinstance(error, OSError | ValueError | SafetensorError):
-            raise
-        require_hub(gpt2_model, "--gpt2-model FOLDER")
-        try:
-            tokenizer, gpt2, report = load(local_files_only=False)
-        except (OSError, SafetensorError) as network_error:
-            raise FileNotFoundError(missing_weights(gpt2_model, "--gpt2-model FOLDER")) from network_error
+    tokenizer, gpt2, report = find_gpt2(gpt2_model)
     if gpt2.config.model_type != "gpt2":
         raise ValueError(f"--gpt2-model {gpt2_model} is a {gpt2.config.model_type}, no GPT-2; use one such as distilgpt2")
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -218,6 +188,39 @@ def load_question_encoder(gpt2_model):
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     attention = [getattr(gpt2.config, name) for name in ATTENTION_SETTINGS]
     return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, attention))
+
+
+def find_gpt2(gpt2_model):
+    """Tokenizer, model and transformers' loading report: from a local folder, the hub cache or the hub."""
+    local_folder = Path(gpt2_model).is_dir()
+    if not local_folder and (gpt2_model.startswith((".", "/", "~")) or gpt2_model.count("/") > 1):
+        raise FileNotFoundError(f"--gpt2-model {gpt2_model}: no such folder")
+    try:
+        return read_gpt2(gpt2_model, local_files_only=True)
+    except Exception as error:  # tokenizers raises a plain Exception for unreadable files
+        if local_folder:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
+                                    f"tokenizer's files, undamaged and of one model: {reason}") from error
+        if not isinstance(error, OSError | ValueError | SafetensorError):
+            raise
+    require_hub(gpt2_model, "--gpt2-model FOLDER")
+    try:
+        return read_gpt2(gpt2_model, local_files_only=False)
+    except (OSError, SafetensorError) as error:
+        raise FileNotFoundError(missing_weights(gpt2_model, "--gpt2-model FOLDER")) from error
+
+
+def read_gpt2(gpt2_model, local_files_only):
+    from transformers import AutoTokenizer, GPT2Model
+    from transformers.utils import logging as transformers_logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
+    # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
+    gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
+                                             attn_implementation="sdpa", output_loading_info=True)
+    return tokenizer, gpt2, report
 
 
 def fingerprint(module, description):

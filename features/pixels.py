@@ -21,7 +21,7 @@ from features.arrays import hash_of, new_array, open_array
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
 DECODE_VERSION = 2  # part of the hash: raise it if decoding gives other pixels
-IMAGES_PER_TASK = 32  # that a worker process gets at once
+IMAGES_PER_TASK = 32  # a worker process gets this many at once
 DIGEST_THREADS = 16  # hashing waits for the disk more than for a core
 
 
@@ -110,7 +110,7 @@ def build_pixels(target, files, size, workers):
     keep_memory()
     with new_array(target, (len(files), 3, *size), np.uint8) as pixels:
         files.pixels = pixels
-        # forked workers write into this very mapping, so no pixels travel between processes
+        # forked workers write into this same mapping: no pixels are copied between processes
         loader = DataLoader(files, IMAGES_PER_TASK, sampler=own_rows, num_workers=workers, collate_fn=list,
                             multiprocessing_context="fork" if workers else None)
         with tqdm(total=len(own_rows), desc="decoding images", unit=" images", mininterval=0.5,

@@ -1,4 +1,4 @@
-"""From a CSV to batches: CSVs as people have them, splits, human answers, the dataset and its assembly."""
+"""From a CSV to batches: CSVs as people have them, splits, annotators' answers, the dataset and its assembly."""
 import json
 import re
 from types import SimpleNamespace
@@ -88,7 +88,7 @@ def test_truncated_answers_and_unknown_words_are_counted(capsys):
     assert "2 rows, 1 truncated to 15 words, 1 of 10002 words unknown" in capsys.readouterr().out
 
 
-def test_qa_pairs_json_adds_all_human_answers(data_dir):
+def test_qa_pairs_json_adds_the_answers_of_all_annotators(data_dir):
     assert all(len(answers) == 10 for answers in read_rows(data_dir)["answers"])
 
 
@@ -157,7 +157,7 @@ def test_an_epoch_visits_every_row_once_in_a_seeded_order(by_image, train_set):
     assert (changes == train_set.rows["image_path"].nunique() - 1) == by_image
 
 
-def test_human_answers_are_drawn_as_often_as_they_were_given_and_only_if_long_enough():
+def test_annotators_answers_are_drawn_as_often_as_they_were_given_and_only_if_long_enough():
     rows = pd.DataFrame({"image_path": "a.jpg", "question": "q", "answer": ["a cat", "a dog"],
                          "answers": [["a cat"] * 3 + ["a tabby", "cat"], ["dog"]]})
     assert training_answers(rows, "humans") == ["a cat"] * 3 + ["a tabby", "a dog"]
@@ -178,7 +178,8 @@ def build(rows, folder, cache_dir, make_model, encoders, splits):
 
 
 def test_build_datasets_leaves_out_the_rows_of_unreadable_images(make_model, encoders, tmp_path):
-    lines = [f"{number}.png,what is {n}?,answer {n},{'train' if number < 90 else 'val'}" for number in range(100) for n in (1, 2)]
+    lines = [f"{number}.png,what is {n}?,answer {n},{'train' if number < 90 else 'val'}"
+             for number in range(100) for n in (1, 2)]
     for number in range(100):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "95.png").write_text("no image")
