@@ -18,7 +18,6 @@ from PIL import Image
 
 from common import settings
 from common.device import Precision
-from common.files import file_lock
 from common.images import open_image
 from evaluation.generation import answer_image
 from features.arrays import open_array
@@ -158,17 +157,13 @@ def test_absurd_settings_are_one_line_that_names_flag_and_value(command, one_err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--image", "a.png", "--question", " "], "--question"),
-    (["--image", "a.png", "--question", "a \udcff"], "--question"),
-    (["--image", "a.png", "--question", "What?", "--data-csv", "a.csv"], "--image and --data-csv")])
-def test_absurd_questions_are_one_line(flags, message, one_error):
-    assert message in one_error("test.py", *flags)
-
-
-def test_heads_that_do_not_divide_the_hidden_size_are_named(one_error):
-    flags = ["--image-pooling", "attention", "--hidden-size", 30]
-    assert "--hidden-size 30 must be a multiple of 4" in one_error("train.py", *flags)
+@pytest.mark.parametrize("script, flags, message", [
+    ("test.py", ["--image", "a.png", "--question", " "], "--question"),
+    ("test.py", ["--image", "a.png", "--question", "a \udcff"], "--question"),
+    ("test.py", ["--image", "a.png", "--question", "What?", "--data-csv", "a.csv"], "--image and --data-csv"),
+    ("train.py", ["--image-pooling", "attention", "--hidden-size", "30"], "--hidden-size 30 must be a multiple of 4")])
+def test_settings_that_do_not_fit_together_are_one_line(script, flags, message, one_error):
+    assert message in one_error(script, *flags)
 
 
 # ---- files of earlier runs
@@ -247,19 +242,15 @@ def run_without_privileges():
     return run
 
 
-@pytest.mark.parametrize("kind", ["a new folder", "an old folder", "the cache", "a lock file"])
-def test_without_permission_to_write_there_is_one_line_and_nothing_is_left(kind, run_without_privileges, train_flags, tmp_path):
+@pytest.mark.parametrize("flags", ["--output-dir locked", "--output-dir run --cache-dir locked"])
+def test_a_folder_without_write_permission_is_one_line_and_stays_empty(flags, run_without_privileges, train_flags, tmp_path):
     (tmp_path / "locked").mkdir()
-    flags = {"a new folder": ["--output-dir", "locked/run"], "the cache": ["--output-dir", "run", "--cache-dir", "locked"]}
-    if kind == "a lock file":
-        (tmp_path / "locked/.lock").touch(0o444)
-    before = list((tmp_path / "locked").iterdir())
     (tmp_path / "locked").chmod(0o555)
-    result = run_without_privileges("train.py", *train_flags, *flags.get(kind, ["--output-dir", "locked"]), cwd=tmp_path)
+    result = run_without_privileges("train.py", *train_flags, *flags.split(), cwd=tmp_path)
     (tmp_path / "locked").chmod(0o755)
     lines = [line for line in result.stderr.splitlines() if "images" not in line]  # without the progress bar
     assert result.returncode == 2 and len(lines) == 1 and re.match("error: .*Permission denied.*locked", lines[0]), result
-    assert list((tmp_path / "locked").iterdir()) == before and not (tmp_path / "run").exists()
+    assert not list((tmp_path / "locked").iterdir()) and not (tmp_path / "run").exists()
 
 
 def test_data_cache_and_checkpoint_may_be_read_only(run_without_privileges, stage_one, encoder_flags, data_dir, session_cache,
@@ -286,7 +277,7 @@ def test_a_lock_blocks_only_as_long_as_its_process_runs(train_flags, one_error, 
     holder.wait()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     run_script("train.py", *train_flags, "--output-dir", "run", cwd=tmp_path)
-    assert (tmp_path / "run/vqa_checkpoint.pt").is_file() and not (tmp_path / "run/.lock").exists()
+    assert not (tmp_path / "run/.lock").exists()
 
 
 def test_only_one_of_many_processes_holds_a_lock(tmp_path):
@@ -299,13 +290,9 @@ def test_only_one_of_many_processes_holds_a_lock(tmp_path):
             "            os.close(os.open('holder', os.O_CREAT | os.O_EXCL)); os.unlink('holder'); print('.', end='')\n"
             "    except ValueError: pass\n")
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE) for _ in range(3)]
-    for process in processes:
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0 and output, errors
-    with file_lock(tmp_path / ".lock", "held"):
-        assert (tmp_path / ".lock").exists()
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.PIPE)
+                 for _ in range(3)]
+    assert all(process.communicate(timeout=60)[0] and process.returncode == 0 for process in processes)
     assert not list(tmp_path.iterdir())
 
 

@@ -134,7 +134,7 @@ def test_damaged_bytes_of_a_checkpoint(trained, tmp_path):
 
 
 def exchange_entry(value, rng):
-    """A copy of a checkpoint entry in which one entry, at any depth, is missing, or has another value, or is new."""
+    """A copy of `value` in which one entry, at any depth, is missing, new, or has another value."""
     if isinstance(value, dict) and value and rng.random() < 0.9:
         name, fault = rng.choice(sorted(value)), rng.randrange(4)
         if fault == 0:
@@ -142,9 +142,6 @@ def exchange_entry(value, rng):
         if fault == 1:
             return {**value, "new": 1}
         return {**value, name: exchange_entry(value[name], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.5:
-        number = rng.randrange(len(value))
-        return [*value[:number], exchange_entry(value[number], rng), *value[number + 1:]]
     return rng.choice([None, "x", "", -1, 0, 7, 1.5, float("nan"), [], [1], {}, {"a": 1}, torch.ones(2), torch.ones(())])
 
 
@@ -158,10 +155,10 @@ def test_exchanged_entries_of_a_checkpoint(trained, tmp_path, monkeypatch, loade
         try:
             found = load_model(tmp_path / "c.pt")
         except (ValueError, OSError) as error:
-            assert str(error).strip()
-            continue
-        loaded += 1
-        assert found.model.trainable_weights().keys() == content["weights"].keys()
+            assert str(error).strip(), "an error without words"
+        else:
+            loaded += 1
+            assert found.model.trainable_weights().keys() == content["weights"].keys()
     assert 0 < loaded < CASES // 4
 
 
