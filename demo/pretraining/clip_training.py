@@ -174,7 +174,10 @@ def total_loss(model, batch):
 
 @torch.no_grad()
 def retrieval_accuracy(model, held_out, batch_size=64):
-    """Share (0 to 1) of statement sets that match their own image best within its family. Chance is 1 / FAMILY."""
+    """Share (0 to 1) of images that fit their own statements better than those of the rest of their family.
+
+    Chance is 1 / FAMILY.
+    """
     texts = encode_captions(model, held_out.encode([[number] for number in range(len(held_out.index))]))
     right = 0
     for start in range(0, len(held_out), batch_size):
