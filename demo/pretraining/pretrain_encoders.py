@@ -1,8 +1,8 @@
 """Pretrains the demo's two small encoders from random weights: a CLIP on drawn scenes, a GPT-2 on questions about scenes.
 
 Reads nothing. Writes OUTPUT_DIR/clip (open_clip's `local-dir:` format), OUTPUT_DIR/gpt2 (transformers' format),
-clip_log.csv, gpt2_log.csv, pretraining.png and settings_PARTS.json. No scene used here belongs to the demo
-(demo/world.py: belongs_to_demo). Takes about 50 minutes for CLIP and one for GPT-2 on two free cores.
+pretraining.png, and for each encoder its log (clip_log.csv) and its settings (settings_clip.json). No scene used here
+belongs to the demo (demo/world.py: belongs_to_demo). Takes about 50 minutes for CLIP and one for GPT-2 on two free cores.
 """
 import csv
 import dataclasses
@@ -84,11 +84,10 @@ def main(cfg):
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    if cfg.parts in ("both", "gpt2"):
-        pretrain_gpt2(cfg, folder)
-    if cfg.parts in ("both", "clip"):
-        pretrain_clip(cfg, folder)
-    write_json(folder / f"settings_{cfg.parts}.json", dataclasses.asdict(cfg))
+    for part, pretrain in (("gpt2", pretrain_gpt2), ("clip", pretrain_clip)):
+        if cfg.parts in ("both", part):
+            pretrain(cfg, folder)
+            write_json(folder / f"settings_{part}.json", dataclasses.asdict(cfg))  # demo/make_scenes.py reads clip's
     draw_curves(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{size / 1e6:.1f} MB in {folder}")
