@@ -1,11 +1,15 @@
-"""VQAModel: CLIP sees the picture, GPT-2 reads the question, a gate joins them, a GRU writes the answer.
+"""The model: CLIP sees the image, GPT-2 reads the question, a fusion joins them, a GRU writes the answer.
 
-Everything below the freeze boundary (the cut) is constant, so an encoder is two functions:
-`encode_*_frozen`, whose output is computed once and stored, and `encode_*_trainable`, from there on.
+The freeze boundary splits each encoder into two functions. Everything below the boundary is constant:
+`encode_*_frozen` is computed once per image or question and stored. `encode_*_trainable` continues from there.
 
-Shapes: B batch, T tokens of a picture, Q question tokens, A answer tokens, W width of an encoder,
-D_i / D_q width of its feature, H hidden, V vocabulary, K beam.
+Shapes: B batch, T tokens of an image, Q question tokens, A answer tokens, W width of an encoder,
+D_i / D_q width of its feature, H hidden, L GRU layers, V vocabulary, K beam.
 """
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,31 +20,79 @@ ATTENTION_HEADS = 4
 
 
 class GatedFusion(nn.Module):
-    """Two features become one context: a gate per unit mixes them, an MLP refines the mix."""
+    """A gate per unit mixes image and question. An MLP refines the mix (residual)."""
 
-    def __init__(self, image_width, question_width, hidden_size, dropout, fusion="gated"):
+    def __init__(self, hidden_size, dropout):
         super().__init__()
-        # features have unit length, so single numbers are small: the norm brings both to one scale
-        self.image_projection = nn.Sequential(nn.Linear(image_width, hidden_size), nn.LayerNorm(hidden_size))
-        self.question_projection = nn.Sequential(nn.Linear(question_width, hidden_size), nn.LayerNorm(hidden_size))
-        self.gate = nn.Linear(2 * hidden_size, hidden_size) if fusion == "gated" else None
-        parts = 3 if fusion == "gated" else 2
-        self.refine = nn.Sequential(nn.Linear(parts * hidden_size, 2 * hidden_size), nn.GELU(), nn.Dropout(dropout),
-                                    nn.Linear(2 * hidden_size, hidden_size))
+        self.gate = nn.Linear(2 * hidden_size, hidden_size)
+        self.refine = mlp(3 * hidden_size, hidden_size, dropout)
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, image, question):
-        """image, question (B, H), projected -> context (B, H), gate (B, H): the picture's share, 0..1, NaN without one."""
+        """image, question (B, H) -> context (B, H), gate (B, H) in 0..1: the weight of the image against the question."""
         pair = torch.cat([image, question], dim=-1)                      # (B, 2H)
-        if self.gate is None:
-            return self.norm(self.refine(pair)), torch.full_like(image, torch.nan)
         gate = torch.sigmoid(self.gate(pair))                            # (B, H)
         mixed = gate * image + (1 - gate) * question                     # (B, H)
         return self.norm(mixed + self.refine(torch.cat([mixed, pair], dim=-1))), gate
 
 
+class ConcatFusion(nn.Module):
+    """An MLP over [image; question]: the plain alternative, without a gate."""
+
+    def __init__(self, hidden_size, dropout):
+        super().__init__()
+        self.refine = mlp(2 * hidden_size, hidden_size, dropout)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, image, question):
+        """image, question (B, H) -> context (B, H), and NaN (B, H) in place of a gate."""
+        context = self.norm(self.refine(torch.cat([image, question], dim=-1)))
+        return context, torch.full_like(image, torch.nan)
+
+
+def mlp(input_size, hidden_size, dropout):
+    return nn.Sequential(nn.Linear(input_size, 2 * hidden_size), nn.GELU(), nn.Dropout(dropout),
+                         nn.Linear(2 * hidden_size, hidden_size))
+
+
+# To add a fusion, write a class like the two above and name it here. Nothing else needs to change.
+FUSIONS = {"gated": GatedFusion, "concat": ConcatFusion}
+
+
+@dataclass
+class ModelConfig:
+    """What the model is built from, besides encoders and vocabulary. train.py's flags inherit it, checkpoints hold it."""
+
+    hidden_size: int = 256
+    """width of fusion and decoder"""
+    num_layers: int = 1
+    """GRU layers"""
+    dropout: float = 0.3
+    """in fusion and decoder, 0 to below 1"""
+    question_max_len: int = 32
+    """GPT-2 tokens of a question; longer ones are truncated and counted"""
+    answer_max_len: int = 16
+    """words of an answer plus its end token; longer ones are truncated and counted"""
+    inputs: Literal["both", "question", "image"] = "both"
+    """what the model may see; `question` is the blind baseline"""
+    fusion: Literal[tuple(FUSIONS)] = "gated"
+    """how image and question are joined"""
+    image_pooling: Literal["pooled", "attention"] = "pooled"
+    """CLIP's pooled feature alone, or with attention of the question over the image's tokens"""
+
+    def check_choices(self):
+        """Raise ValueError if a field holds none of its choices."""
+        for field in dataclasses.fields(ModelConfig):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if choices and value not in choices:
+                raise ValueError(f"the model's {field.name} {value!r} is none of {', '.join(choices)}")
+        if self.image_pooling == "attention" and self.hidden_size % ATTENTION_HEADS:
+            raise ValueError(f"--hidden-size {self.hidden_size} must be a multiple of {ATTENTION_HEADS}, the heads of "
+                             "--image-pooling attention")
+
+
 class AnswerDecoder(nn.Module):
-    """A GRU over [word embedding; context], one word at a time."""
+    """A GRU over [word embedding; context]. Teacher forcing in `forward`; greedy and beam search write answers."""
 
     def __init__(self, vocab_size, hidden_size, num_layers, dropout):
         super().__init__()
@@ -56,14 +108,14 @@ class AnswerDecoder(nn.Module):
         self.register_buffer("never_written", never_written, persistent=False)
 
     def first_hidden(self, context):
-        """context (B, H) -> the GRU's hidden state before the first word (L, B, H)."""
+        """context (B, H) -> the GRU's first hidden state (L, B, H)."""
         start = torch.tanh(self.start(context))                          # (B, L * H)
         return start.unflatten(1, (self.gru.num_layers, -1)).transpose(0, 1).contiguous()
 
     def forward(self, context, answer_ids, hidden=None):
-        """context (B, H), answer_ids (B, A), hidden (L, B, H) or None at the start -> logits (B, A, V), hidden.
+        """context (B, H), answer_ids (B, A), hidden (L, B, H) or None at the start -> logits (B, A, V), hidden (L, B, H).
 
-        Always in float32: it is small, and under autocast a GRU's output follows its hidden state's dtype.
+        Always in float32: the decoder is small, and under autocast a GRU returns the dtype of its hidden state.
         """
         with torch.autocast(context.device.type, enabled=False):
             context = context.float()
@@ -74,13 +126,13 @@ class AnswerDecoder(nn.Module):
             return self.output(self.dropout(self.norm(states))), hidden
 
     def next_word(self, context, previous, hidden, step, answer_max_len):
-        """Log probabilities (B, V) of the word at `step`, -inf where it may not stand, and the new hidden state.
+        """Log probabilities (B, V) of the next word, -inf for forbidden words, and the new hidden state.
 
-        The first word is never the end, the last one always is.
+        The first word is never <end>; the word at the last step is always <end>.
         """
         logits, hidden = self(context, previous.unsqueeze(1), hidden)
         log_probs = logits[:, 0].log_softmax(-1)                         # (B, V)
-        # fill_ on slices: an assignment by index would copy from the host, and wait, at every word
+        # fill_ on slices: an assignment by index would copy from the host and synchronise at every word
         forbidden = self.never_written.clone()
         if step == answer_max_len - 1:
             forbidden.fill_(True)
@@ -88,7 +140,7 @@ class AnswerDecoder(nn.Module):
         return log_probs.masked_fill(forbidden, -torch.inf), hidden
 
     def greedy_search(self, context, answer_max_len):
-        """The likeliest word at each step: ids (B, A), mean log probability (B,)."""
+        """The most probable word at each step: ids (B, A), mean log probability (B,)."""
         rows = context.shape[0]
         answer_ids = context.new_full((rows, answer_max_len), PAD, dtype=torch.long)
         word, hidden = answer_ids.new_full((rows,), START), None
@@ -101,28 +153,28 @@ class AnswerDecoder(nn.Module):
             total += log_prob.masked_fill(finished, 0.0)
             length += ~finished
             finished |= word == END
-            if context.device.type == "cpu" and finished.all():  # elsewhere the look would stall the device
+            if context.device.type == "cpu" and finished.all():  # on a GPU this check would synchronise at every word
                 break
         return answer_ids, total / length
 
     def beam_search(self, context, answer_max_len, beam_size):
-        """The best K answers of each row: ids (B, K, A), mean log probability (B, K), best first, -inf if fewer exist.
+        """The best K answers of each row, best first: ids (B, K, A), mean log probability (B, K), -inf if fewer exist.
 
-        An answer is finished when its end is among the K best continuations; a row stops at K finished ones.
+        A hypothesis is finished if its <end> is among the K best continuations. A row stops at K finished hypotheses.
         """
         rows, K = context.shape[0], beam_size
         vocab_size = self.output.out_features
         context = context.repeat_interleave(K, dim=0)                    # (B * K, H)
         alive_ids = context.new_full((rows, K, answer_max_len), PAD, dtype=torch.long)
         alive = context.new_full((rows, K), -torch.inf, dtype=torch.float)
-        alive[:, 0] = 0.0  # all beams are equal at first: only one may grow
+        alive[:, 0] = 0.0  # all beams are equal at first, so only one may continue
         best_ids, best = alive_ids.clone(), torch.full_like(alive, -torch.inf)
         word, hidden = alive_ids.new_full((rows * K,), START), None
         for step in range(answer_max_len):
             log_probs, hidden = self.next_word(context, word, hidden, step, answer_max_len)
-            grown = alive.unsqueeze(-1) + log_probs.view(rows, K, -1)    # (B, K, V)
+            continued = alive.unsqueeze(-1) + log_probs.view(rows, K, -1)  # (B, K, V)
             # 2K candidates leave K alive even if K of them end
-            scores, flat = grown.flatten(1).topk(min(2 * K, K * vocab_size))
+            scores, flat = continued.flatten(1).topk(min(2 * K, K * vocab_size))
             source, word = flat // vocab_size, flat % vocab_size         # (B, 2K) each
             ids = alive_ids.gather(1, source.unsqueeze(-1).expand(-1, -1, answer_max_len))
             ids[:, :, step] = word
@@ -143,30 +195,37 @@ class AnswerDecoder(nn.Module):
 class VQAModel(nn.Module):
     """The whole model. `image_encoder` is open_clip's VisionTransformer, `question_encoder` a GPT2Model.
 
-    A batch is a dict of its distinct pictures' `image_states` (what `encode_image_frozen` gives), its distinct
-    questions' `question_states` (what `encode_question_frozen` gives) and `attention_mask`, 1 at real tokens,
-    and of `image_row` and `question_row` (B,), which say whose a row's are.
+    A batch is a dict. It holds each distinct image and question once: `image_states` (from `encode_image_frozen`),
+    `question_states` (from `encode_question_frozen`) and `attention_mask`, 1 at real tokens.
+    `image_row` and `question_row` (B,) are the index of each row's image and question among them.
     """
 
-    def __init__(self, image_encoder, question_encoder, vocab_size, hidden_size=256, num_layers=1, dropout=0.3,
-                 inputs="both", fusion="gated", image_pooling="pooled"):
+    def __init__(self, image_encoder, question_encoder, vocab_size, config):
+        """Both encoders frozen, the rest with fresh weights. Raises ValueError if `config` (ModelConfig) does not fit."""
         super().__init__()
-        self.image_encoder, self.question_encoder = image_encoder, question_encoder
-        self.inputs, self.image_pooling = inputs, image_pooling
+        config.check_choices()
+        if config.question_max_len > question_encoder.config.n_positions:
+            raise ValueError(f"--question-max-len {config.question_max_len} is more than the "
+                             f"{question_encoder.config.n_positions} positions of the question encoder")
+        self.config, self.image_encoder, self.question_encoder = config, image_encoder, question_encoder
         image_width, question_width = image_encoder.proj.shape[1], question_encoder.config.n_embd
-        self.fusion = GatedFusion(image_width, question_width, hidden_size, dropout, fusion)
-        if image_pooling == "attention":
+        hidden_size = config.hidden_size
+        # features have length 1, so their numbers are small: the norm brings both to one scale
+        self.image_projection = nn.Sequential(nn.Linear(image_width, hidden_size), nn.LayerNorm(hidden_size))
+        self.question_projection = nn.Sequential(nn.Linear(question_width, hidden_size), nn.LayerNorm(hidden_size))
+        self.fusion = FUSIONS[config.fusion](hidden_size, config.dropout)
+        if config.image_pooling == "attention":
             self.token_projection = nn.Linear(image_width, hidden_size)
             self.token_attention = nn.MultiheadAttention(hidden_size, ATTENTION_HEADS, batch_first=True)
-        self.decoder = AnswerDecoder(vocab_size, hidden_size, num_layers, dropout)
+        self.decoder = AnswerDecoder(vocab_size, hidden_size, config.num_layers, config.dropout)
         self.unfreeze(0, 0)
 
     # ---- the freeze boundary
 
     def unfreeze(self, clip_layers, gpt2_layers):
-        """Train the last N blocks of each encoder with their final norms (and CLIP's projection); 0 freezes it whole.
+        """Train the last N blocks of each encoder with the final norm (and CLIP's projection). 0 freezes the whole encoder.
 
-        Raises ValueError where an encoder has fewer blocks.
+        Raises ValueError if an encoder has fewer blocks.
         """
         image, question = self.image_encoder, self.question_encoder
         for flag, wanted, blocks in (("--clip-layers", clip_layers, image.transformer.resblocks),
@@ -185,20 +244,20 @@ class VQAModel(nn.Module):
         self.train(self.training)
 
     def trainable_blocks(self):
-        """The unfrozen blocks of (CLIP, GPT-2), as two lists."""
+        """The unfrozen blocks of CLIP and of GPT-2, as two lists."""
         image_blocks, question_blocks = self.image_encoder.transformer.resblocks, self.question_encoder.h
         return (list(image_blocks[len(image_blocks) - self.clip_layers:]),
                 list(question_blocks[len(question_blocks) - self.gpt2_layers:]))
 
     def compile_blocks(self):
         """Compile every block of both encoders in place, for any number of rows and tokens."""
-        # all blocks of a kind share one forward: a variant each for training, eval, the frozen and one row
+        # all blocks of an encoder share one compiled forward, in variants: training, eval, frozen, a single row
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in (*self.image_encoder.transformer.resblocks, *self.question_encoder.h):
             block.compile(dynamic=True)
 
     def train(self, mode=True):
-        """Frozen means eval mode too: GPT-2 alone has 19 dropouts, one of them outside its blocks."""
+        """Frozen parts stay in eval mode, whoever calls this: GPT-2 has 19 dropouts, one of them outside its blocks."""
         super().train(mode)
         self.image_encoder.eval()
         self.question_encoder.eval()
@@ -217,24 +276,27 @@ class VQAModel(nn.Module):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def trainable_weights(self):
-        """{name: tensor} of what training changes; the rest comes from the pretrained encoders."""
+        """{name: tensor} of the weights that training changes. The others come from the pretrained encoders."""
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    # ---- the encoders, each in two parts
+    # ---- the encoders, each split at the freeze boundary
 
     @torch.no_grad()
     def encode_image_frozen(self, pixels):
-        """pixels (B, 3, S, S), normalised -> states at the cut (B, T, W), or the feature (B, D_i) if all is frozen."""
+        """Normalised pixels (B, 3, S, S) -> states at the freeze boundary (B, T, W).
+
+        If all blocks are frozen and only the pooled feature is used: the feature (B, D_i).
+        """
         blocks = self.image_encoder.transformer.resblocks
         states = self.image_encoder._embeds(pixels)                      # (B, T, W)
         for block in blocks[:len(blocks) - self.clip_layers]:
             states = block(states)
-        if self.clip_layers or self.image_pooling == "attention":
+        if self.clip_layers or self.config.image_pooling == "attention":
             return states
         return self.pool_image(states)[0]
 
     def encode_image_trainable(self, states):
-        """What `encode_image_frozen` gave -> feature (B, D_i) of length 1, token features (B, T, D_i) or None."""
+        """Output of `encode_image_frozen` -> feature (B, D_i) of length 1, token features (B, T, D_i) or None."""
         if states.dim() == 2:
             return states, None
         for block in self.trainable_blocks()[0]:
@@ -242,10 +304,10 @@ class VQAModel(nn.Module):
         return self.pool_image(states)
 
     def pool_image(self, states):
-        """Final norm and projection, as in open_clip: states (B, T, W) -> (B, D_i), (B, T, D_i) if tokens are used."""
+        """Final norm and projection as in open_clip: states (B, T, W) -> (B, D_i), and (B, T, D_i) if tokens are used."""
         pooled, tokens = self.image_encoder._pool(states)
         feature = F.normalize((pooled @ self.image_encoder.proj).float(), dim=-1)
-        if self.image_pooling != "attention":
+        if self.config.image_pooling != "attention":
             return feature, None
         return feature, F.normalize((tokens @ self.image_encoder.proj).float(), dim=-1)
 
@@ -255,8 +317,10 @@ class VQAModel(nn.Module):
 
     @torch.no_grad()
     def encode_question_frozen(self, input_ids, attention_mask):
-        """input_ids, attention_mask (B, Q), padded on the right -> states at the cut (B, Q, W), or the feature
-        (B, D_q) if all is frozen. Real tokens never see the padding, since attention looks back only."""
+        """input_ids, attention_mask (B, Q), padded on the right -> states at the freeze boundary (B, Q, W).
+
+        If all blocks are frozen: the feature (B, D_q). Attention is causal, so real tokens never see the padding.
+        """
         gpt2 = self.question_encoder
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         states = gpt2.drop(gpt2.wte(input_ids) + gpt2.wpe(positions))    # (B, Q, W)
@@ -265,7 +329,7 @@ class VQAModel(nn.Module):
         return states if self.gpt2_layers else self.pool_question(states, attention_mask)
 
     def encode_question_trainable(self, states, attention_mask):
-        """What `encode_question_frozen` gave -> feature (B, D_q) of length 1."""
+        """Output of `encode_question_frozen` -> feature (B, D_q) of length 1."""
         if states.dim() == 2:
             return states
         for block in self.trainable_blocks()[1]:
@@ -288,15 +352,15 @@ class VQAModel(nn.Module):
         """Batch of states -> context (B, H), gate (B, H)."""
         feature, tokens = self.encode_image_trainable(batch["image_states"])
         question = self.encode_question_trainable(batch["question_states"], batch["attention_mask"])
-        image = self.fusion.image_projection(feature).index_select(0, batch["image_row"])            # (B, H)
-        question = self.fusion.question_projection(question).index_select(0, batch["question_row"])  # (B, H)
-        if self.inputs == "image":
-            question = torch.zeros_like(question)  # before it could ask for a part of the picture
+        image = self.image_projection(feature).index_select(0, batch["image_row"])            # (B, H)
+        question = self.question_projection(question).index_select(0, batch["question_row"])  # (B, H)
+        if self.config.inputs == "image":
+            question = torch.zeros_like(question)  # before the attention, which would let the question choose tokens
         if tokens is not None:
-            tokens = self.token_projection(tokens).index_select(0, batch["image_row"])  # (B, T, H)
-            seen, _ = self.token_attention(question.unsqueeze(1), tokens, tokens, need_weights=False)
-            image = image + seen.squeeze(1)
-        if self.inputs == "question":
+            tokens = self.token_projection(tokens).index_select(0, batch["image_row"])        # (B, T, H)
+            attended, _ = self.token_attention(question.unsqueeze(1), tokens, tokens, need_weights=False)
+            image = image + attended.squeeze(1)
+        if self.config.inputs == "question":
             image = torch.zeros_like(image)
         return self.fusion(image, question)
 
@@ -306,16 +370,16 @@ class VQAModel(nn.Module):
         return self.decoder(context, answer_ids)[0]
 
     @torch.no_grad()
-    def generate(self, batch, answer_max_len, beam_size=1):
-        """Answers without a teacher: ids (B, A) ending in <end> then <pad>, confidence (B,) in 0..1, gate share (B,).
+    def generate(self, batch, beam_size=1):
+        """Answers word by word: ids (B, A) that end in <end> and <pad>, confidence (B,) in 0..1, mean gate (B,).
 
-        A = answer_max_len counts the words and the end. Confidence is the geometric mean of the
-        probabilities of what was written, the end included. Beams are ranked by the mean log probability.
+        A = answer_max_len. Confidence is the geometric mean of the probabilities of the words and <end>.
+        Beams are ranked by the mean log probability. The gate is NaN for a fusion without a gate.
         """
         context, gate = self.encode(batch)
         if beam_size == 1:
-            answer_ids, score = self.decoder.greedy_search(context, answer_max_len)
+            answer_ids, score = self.decoder.greedy_search(context, self.config.answer_max_len)
         else:
-            beams, scores = self.decoder.beam_search(context, answer_max_len, beam_size)
+            beams, scores = self.decoder.beam_search(context, self.config.answer_max_len, beam_size)
             answer_ids, score = beams[:, 0], scores[:, 0]
         return answer_ids, score.exp(), gate.float().mean(-1)

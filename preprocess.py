@@ -1,7 +1,7 @@
-"""Rows of questions and answers, and the dataset whose batches feed the model.
+"""From the rows of a CSV to batches: rows, dataset, batches, and `build_datasets`, which assembles them.
 
 Rows come from metadata.csv (which decides) and qa_pairs.json (which adds all human answers). A CSV of your own needs
-only the columns image_path, question, answer. A batch is an index selection into stored states.
+only the columns image_path, question, answer. A batch is an index selection from stored states.
 """
 import csv
 import hashlib
@@ -13,22 +13,22 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import torch
 
+from features.pixels import decode_images
+from features.store import build_store
 from vocab import PAD, tokenize
 
 SPLITS = ("train", "val", "test")
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
-SPLIT_KEY = "generative-vqa-split"  # constant, so that train.py and test.py always agree
+SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
 SEPARATORS = ",;\t"
-OPTIONAL_COLUMNS = ("question_type", "answer_type")
 
 
 def read_rows(data_dir, need_answers=True):
     """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
 
-    Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type and
-    `answers` (list of all human answers; [answer] where no qa_pairs.json adds them; empty lists unless
-    `need_answers`). Rows without a question or a needed answer are dropped and counted. Raises
-    FileNotFoundError or ValueError with a line that says what to do.
+    Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type, and `answers`:
+    the list of all human answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
+    question or a needed answer are dropped and counted. Raises FileNotFoundError or ValueError of one line.
     """
     csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
     if not csv_path.is_file():
@@ -60,10 +60,10 @@ def data_folder(data_dir):
 
 
 def read_csv(csv_path, need_answers=True):
-    """The CSV with every cell as the text it is ('n/a' and 'None' are answers), optional columns filled in.
+    """The CSV as text cells ('n/a' and 'None' are answers), with the optional columns filled in.
 
-    Cells may hold line breaks, commas and quotes, where quoted; they are separated by commas, or by semicolons or
-    tabs, as spreadsheets of some countries write them. Raises ValueError that names the line where it is no such file.
+    Cells are separated by commas, or by semicolons or tabs, as spreadsheets of some countries write them.
+    Raises ValueError that names the line if the file is no such CSV.
     """
     needed = ("image_path", "question", "answer") if need_answers else ("image_path", "question")
     header, *records = parse_csv(csv_path, needed)
@@ -78,7 +78,7 @@ def read_csv(csv_path, need_answers=True):
         rows["question_id"] = [str(number) for number in range(len(rows))]
     if "split" not in rows:
         rows["split"] = [split_of(path) for path in rows["image_path"]]
-    for column in OPTIONAL_COLUMNS:
+    for column in ("question_type", "answer_type"):
         if column not in rows:
             rows[column] = ""
     unknown = rows.loc[~rows["split"].isin(SPLITS), "split"]
@@ -91,7 +91,7 @@ def read_csv(csv_path, need_answers=True):
 
 
 def parse_csv(csv_path, needed):
-    """The header and the records of a UTF-8 CSV (lists of str of equal length), with the separator that its header has."""
+    """The header and the records of a UTF-8 CSV, lists of str of equal length. The header decides the separator."""
     try:
         text = csv_path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,8 +110,8 @@ def parse_csv(csv_path, needed):
             if record:
                 records.append(record)
     except csv.Error as error:
-        raise ValueError(f"{csv_path}, line {reader.line_num}: {error}; a cell with quotes or line breaks is to be quoted, "
-                         "its own quotes doubled") from error
+        raise ValueError(f"{csv_path}, line {reader.line_num}: {error}; a cell with quotes or line breaks must be "
+                         "quoted, and its own quotes doubled") from error
     if not records:
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it is empty")
     twice = [name for name, count in Counter(records[0]).items() if count > 1]
@@ -121,7 +121,7 @@ def parse_csv(csv_path, needed):
 
 
 def split_of(image_path):
-    """The split of a picture in a CSV without a split column: a hash of its path, the same in every script."""
+    """The split of an image in a CSV without a split column: by a hash of its path, the same in every script."""
     digest = hashlib.sha256(f"{SPLIT_KEY}:{image_path}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2 ** 64
     train, val, _ = SPLIT_SHARES
@@ -137,9 +137,9 @@ def check_image_paths(rows, csv_path):
 
 
 def human_answers(rows, json_path):
-    """All human answers of each row from qa_pairs.json; [answer] for rows it does not hold or where there is none.
+    """All human answers of each row from qa_pairs.json; [answer] for rows that it does not hold.
 
-    Raises ValueError where the JSON disagrees with the CSV: then one of them is from another run.
+    Raises ValueError if the JSON disagrees with the CSV: then one of them is from another run.
     """
     if not json_path.is_file():
         return [[answer] for answer in rows["answer"]]
@@ -157,144 +157,136 @@ def human_answers(rows, json_path):
 
 
 def read_pairs(json_path):
-    """{question_id: entry} of qa_pairs.json. Raises ValueError where it is not what mini_vqa_v2.py writes."""
+    """{question_id: entry} of qa_pairs.json. Raises ValueError if it is not what mini_vqa_v2.py writes."""
     try:
         entries = json.loads(json_path.read_text(encoding="utf-8"))
         pairs = {str(entry["question_id"]): entry for entry in entries}
-        humans = [entry.get("answers", []) for entry in entries]
-        sound = all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in humans)
+        for entry in entries:
+            if not isinstance(entry.get("answers", []), list) or not all(isinstance(a, str) for a in entry.get("answers", [])):
+                raise ValueError(f"the answers of question {entry['question_id']} are no list of texts")
+        if len(pairs) < len(entries):
+            twice = Counter(str(entry["question_id"]) for entry in entries).most_common(1)[0][0]
+            raise ValueError(f"it has the question_id {twice} twice")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes ({type(error).__name__}: {error!s:.100}); build it "
                          "again or remove it") from error
-    if len(pairs) < len(entries):
-        twice = next(name for name, count in Counter(str(entry["question_id"]) for entry in entries).items() if count > 1)
-        raise ValueError(f"{json_path} has the question_id {twice} twice: build it again or remove it")
-    if not sound:
-        raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes (answers that are no list of texts); build it again "
-                         "or remove it")
     return pairs
 
 
 def rows_of_split(rows, split):
-    """The rows of one split, in order. Raises ValueError where there is none."""
+    """The rows of one split, in order. Raises ValueError if there are none."""
     chosen = rows[rows["split"] == split].reset_index(drop=True)
     if chosen.empty:
         counts = ", ".join(f"{name} {count}" for name, count in rows["split"].value_counts().sort_index().items())
-        raise ValueError(f"no rows in the split {split!r} (rows: {counts}); add "
-                         "pictures, or set the 'split' column by hand")
+        raise ValueError(f"no rows in the split {split!r} (rows: {counts}); add images, or set the 'split' column by hand")
     return chosen
 
 
 def report_answers(rows, vocab, answer_max_len):
-    """Print how many answers of `rows` the length cuts and how many of their words the vocabulary lacks."""
+    """Print how many answers of `rows` are truncated and how many of their words the vocabulary lacks."""
     tokens = [tokenize(answer) for answer in rows["answer"]]
-    cut = sum(len(words) > answer_max_len - 1 for words in tokens)
+    truncated = sum(len(words) > answer_max_len - 1 for words in tokens)
     unknown = sum(word not in vocab.ids for words in tokens for word in words)
     total = sum(map(len, tokens))
-    print(f"answers ({rows['split'].iloc[0]}): {len(tokens)} rows, {cut} cut to {answer_max_len - 1} words, "
+    print(f"answers ({rows['split'].iloc[0]}): {len(tokens)} rows, {truncated} truncated to {answer_max_len - 1} words, "
           f"{unknown} of {total} words unknown ({unknown / total:.1%})")
 
 
 def human_choices(rows):
     """For each row the human answers that training may draw: those with as many words as the shortest label has.
 
-    Rows whose humans all wrote less, or are unknown, keep their label. Lists of str, repeats kept: an answer that
-    many gave is drawn often.
+    A row without such an answer keeps its label. Lists of str, with repeats: a frequent answer is drawn often.
     """
     fewest = min(len(label.split()) for label in rows["answer"])
-    long_enough = ([text for text in humans if len(text.split()) >= fewest] for humans in rows["answers"])
+    long_enough = ([text for text in answers if len(text.split()) >= fewest] for answers in rows["answers"])
     return [texts or [label] for texts, label in zip(long_enough, rows["answer"], strict=True)]
 
 
 def training_answers(rows, answer_sampling):
-    """All texts that training may show (list of str), from which the vocabulary is built."""
+    """All answers (list of str) that training may show. The vocabulary is built from them."""
     return [text for texts in human_choices(rows) for text in texts] if answer_sampling == "humans" else list(rows["answer"])
 
 
 class VQADataset:
-    """Rows of one split as tensors; a batch is an index selection, with no work per row.
+    """Rows of one split as tensors. A batch is an index selection, with no work per row.
 
-    Each distinct answer is encoded once: `answer_ids` (answers, A + 1) start with <start> and end with <end>, then
-    <pad>; `answer_index` (N,) says which one is the label of a row, as `image_index` and `question_index` say which
-    picture and question it has.
+    `image_index` and `question_index` (N,) are the index of each row's image and question in the store. Each distinct
+    answer is encoded once: `answer_ids` (answers, A + 1) are <start>, the words, <end>, then <pad>; `answer_index` (N,)
+    is the index of each row's label among them.
     """
 
     def __init__(self, rows, vocab, answer_max_len, store, answer_sampling="majority"):
-        """`store`: the FeatureStore with the states of all pictures and questions of `rows`. `answer_sampling`:
-        "humans" lets `drawn_answers` draw from all human answers, "majority" gives the labels."""
-        self.rows, self.store = rows, store
+        """`store`: the FeatureStore with the states of all images and questions of `rows`. `answer_sampling`:
+        "humans" lets `draw_answers` draw from all human answers, "majority" always gives the labels."""
+        self.rows, self.vocab, self.store = rows, vocab, store
         self.image_index = torch.tensor([store.image_row[path] for path in rows["image_path"]])
         self.question_index = torch.tensor([store.question_row[question] for question in rows["question"]])
-        choices = human_choices(rows) if answer_sampling == "humans" else None
-        texts = sorted(set(rows["answer"]).union(*(choices or [])))
+        choices = human_choices(rows) if answer_sampling == "humans" else [[label] for label in rows["answer"]]
+        texts = sorted(set(rows["answer"]).union(*choices))
         number = {text: index for index, text in enumerate(texts)}
         self.answer_index = torch.tensor([number[text] for text in rows["answer"]])
-        self.choices = None
-        if choices:
-            counts = torch.tensor([len(own) for own in choices])
-            self.choices = (torch.tensor([number[text] for own in choices for text in own]), counts.cumsum(0) - counts, counts)
-        encoded = [vocab.encode(text, answer_max_len) for text in texts]
+        self.choices = torch.tensor([number[text] for row in choices for text in row])   # all rows' choices, one after another
+        self.num_choices = torch.tensor([len(row) for row in choices])                   # (N,)
+        encoded = [torch.tensor(vocab.encode(text, answer_max_len)) for text in texts]
         self.answer_lengths = torch.tensor([len(ids) for ids in encoded])
-        answer_ids = torch.full((len(encoded), int(self.answer_lengths.max())), PAD)
-        for row, ids in enumerate(encoded):
-            answer_ids[row, :len(ids)] = torch.tensor(ids)
-        self.answer_ids = answer_ids.to(store.device)
+        self.answer_ids = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=PAD).to(store.device)
 
     def __len__(self):
         return len(self.rows)
 
-    def epoch_order(self, generator, by_picture):
-        """A random order of the rows (N,). `by_picture`: the pictures are shuffled and a picture's rows stay together,
-        so that trainable picture blocks run once for all its questions."""
-        if not by_picture:
+    def epoch_order(self, generator, by_image):
+        """A random order of the rows (N,). `by_image`: the images are shuffled and an image's rows stay together,
+        so that trainable image blocks run once for all its questions."""
+        if not by_image:
             return torch.randperm(len(self), generator=generator)
         place = torch.randperm(int(self.image_index.max()) + 1, generator=generator)
         return (place[self.image_index] + torch.rand(len(self), generator=generator, dtype=torch.float64)).argsort()
 
-    def drawn_answers(self, generator):
-        """For each row (N,) which answer an epoch teaches: its label, or one of its humans' answers at random."""
-        if self.choices is None:
-            return self.answer_index
-        flat, start, counts = self.choices
+    def draw_answers(self, generator):
+        """The index (N,) of the answer that one epoch teaches for each row, drawn from the row's choices."""
+        first = self.num_choices.cumsum(0) - self.num_choices
         draw = torch.rand(len(self), generator=generator, dtype=torch.float64)
-        return flat[start + (draw * counts).long()]
+        return self.choices[first + (draw * self.num_choices).long()]
 
     def batch(self, index, image_index=None, answer_index=None):
         """The rows `index` (B,) as a dict of tensors on the store's device, lengths trimmed to the longest of them.
 
-        Each distinct picture and question of the batch is there once; `image_row` and `question_row` (B,)
-        say which one a row has. `image_index` (N,) gives the rows other pictures, `answer_index` (N,) other answers.
+        Each distinct image and question of the batch is there once; `image_row` and `question_row` (B,) are the index
+        of each row's image and question. `image_index` (N,) gives the rows other images, `answer_index` (N,) other answers.
         """
         store = self.store
-        pictures = (self.image_index if image_index is None else image_index)[index]
+        images = (self.image_index if image_index is None else image_index)[index]
         answers = (self.answer_index if answer_index is None else answer_index)[index]
-        pictures, image_row = pictures.unique(return_inverse=True)
+        images, image_row = images.unique(return_inverse=True)
         questions, question_row = self.question_index[index].unique(return_inverse=True)
         lengths = store.question_lengths[questions]
         question_length, answer_length = int(lengths.max()), int(self.answer_lengths[answers].max())
         states = store.select(store.question_states, questions)
         mask = torch.arange(question_length) < lengths.unsqueeze(1)      # (distinct questions, Q)
-        # small tensors from the host: no look at the device, so nothing waits
+        # small tensors from the host, copied without synchronising the device
         image_row, question_row, mask, answers = (
             tensor.to(store.device, non_blocking=True) for tensor in (image_row, question_row, mask, answers))
-        return {"image_states": store.select(store.image_states, pictures), "image_row": image_row,
+        return {"image_states": store.select(store.image_states, images), "image_row": image_row,
                 "question_states": states[:, :question_length] if states.dim() == 3 else states,
                 "question_row": question_row, "attention_mask": mask,
                 "answer_ids": self.answer_ids[answers, :answer_length]}
 
-    def batches(self, batch_size, order=None, answer_index=None):
-        """Yield the batches of `order` (all rows in their order by default), the last one as long as it is."""
-        order = torch.arange(len(self)) if order is None else order
-        for index in order.split(batch_size):
-            yield self.batch(index, answer_index=answer_index)
+    def data_hash(self):
+        """Hash of the rows: questions, image names, labels and all human answers."""
+        columns = ["question_id", "image_path", "question", "answer", "answers"]
+        return hashlib.sha256(self.rows[columns].to_csv(index=False).encode()).hexdigest()[:16]
 
 
-def data_hashes(train_set, val_set, pixels):
-    """{"training rows", "validation rows", "pictures": hash}, to know the data again.
+def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits, answer_sampling="majority"):
+    """{split: VQADataset}: rows -> decoded images -> stored states at the model's freeze boundary -> datasets.
 
-    Rows are questions, pictures' names, labels and, where training draws from them, all human answers; `pixels`: the
-    PixelStore, whose key holds the bytes of all pictures and how they are decoded.
+    `folder`: what image_path is relative to. All `rows` are decoded and encoded, so that a later script finds them
+    in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted. `answer_sampling` is for "train" only.
     """
-    columns = ["question_id", "image_path", "question", "answer", *(["answers"] if train_set.choices else [])]
-    return {name: hashlib.sha256(dataset.rows[columns].to_csv(index=False).encode()).hexdigest()[:16]
-            for name, dataset in (("training rows", train_set), ("validation rows", val_set))} | {"pictures": pixels.key}
+    for split in splits:
+        rows_of_split(rows, split)  # an empty split is found before minutes of encoding
+    pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
+    rows = pixels.readable(rows)
+    store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)
+    return {split: VQADataset(rows_of_split(rows, split), vocab, model.config.answer_max_len, store,
+                              answer_sampling if split == "train" else "majority") for split in splits}

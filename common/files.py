@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
 
 
 def is_text(text):
@@ -37,11 +37,22 @@ def atomic_write(path, durable=True):
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder):
-    """Delete temporary files that killed runs left in `folder`. The caller holds the lock of the folder."""
-    for path in Path(folder).glob(".*.tmp*"):
-        if TEMPORARY.fullmatch(path.name):
+def remove_temporaries(folder, stem="*"):
+    """Delete temporary files of `atomic_write` that killed processes left in `folder`, of targets named `stem`.suffix."""
+    for path in Path(folder).glob(f".{stem}.*.tmp*"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not is_running(int(match[1])):
             path.unlink(missing_ok=True)
+
+
+def is_running(process_id):
+    try:
+        os.kill(process_id, 0)  # signal 0 asks and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        return True
+    return True
 
 
 @contextlib.contextmanager

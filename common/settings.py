@@ -1,24 +1,23 @@
-"""How every script starts: `run(main, Config)` turns the dataclass into flags and errors into one line."""
+"""The command line of every script: a settings dataclass becomes flags, an expected error becomes one line."""
 import dataclasses
 import os
 import signal
 import sys
 
-MAX_SEED = 2 ** 31 - 1  # every generator takes it
+MAX_SEED = 2 ** 31 - 1  # numpy, torch and random all accept it
 
 
 def run(main, config_class):
     """Parse the flags of `config_class`, print the settings, call `main(cfg)`.
 
-    A mistake of the user (ValueError, or an OSError such as a missing file or a full disk) ends in
-    one line on stderr and exit status 2; Ctrl-C and a TERM signal end in one line and status 130. Set
-    VQA_DEBUG=1 for the traceback.
+    ValueError and OSError (a wrong setting, a missing file, a full disk) end in one line on stderr and
+    exit status 2. Ctrl-C and a TERM signal end in one line and status 130. VQA_DEBUG=1 shows the traceback.
     """
     import tyro
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cfg = tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
     rank = int(os.environ.get("RANK", 0))
-    if rank > 0:  # torchrun's other processes: the first one speaks for all, but for errors
+    if rank > 0:  # of torchrun's processes only the first one prints; all print errors
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
     print_settings(cfg)
     try:
@@ -34,18 +33,18 @@ def run(main, config_class):
 
 
 def print_settings(cfg):
-    """Print the settings in one block, the changed ones marked, so that a log says what was run."""
+    """Print all settings, the changed ones marked, so that a log says what was run."""
     print("settings (* = not the default)")
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         mark = " " if value == field.default else "*"
         text = f"  {mark} {field.name} = {value}"
-        print(text.encode("utf-8", "backslashreplace").decode())  # a flag may hold any bytes
+        print(text.encode("utf-8", "backslashreplace").decode())  # a flag may hold bytes that are no UTF-8
     sys.stdout.flush()
 
 
 def check_range(cfg, name, low=None, high=None, low_open=False):
-    """Raise ValueError unless low <= cfg.name <= high (low < cfg.name with `low_open`); NaN never passes."""
+    """Raise ValueError unless low <= cfg.name <= high (low < cfg.name if `low_open`). NaN is out of range."""
     value = getattr(cfg, name)
     above = low is None or (value > low if low_open else value >= low)
     below = high is None or value <= high

@@ -1,34 +1,39 @@
 """From a trained model to texts: answers of a whole dataset, and of one question about one picture."""
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from common.device import slices_of, within_memory
+from common.device import compute_in_slices, slices_of
 from common.images import UNREADABLE, open_image
 from features.store import tokenize_questions
 from vocab import UNK
 
 
-@torch.no_grad()
-def answer_rows(model, vocab, dataset, answer_max_len, precision, batch_size=2048, beam_size=1, image_index=None):
-    """Answers of all rows: texts, confidences (0..1) and the gate's shares of the picture (0..1, None without a gate).
+@dataclass
+class Answer:
+    text: str
+    confidence: float
+    gate: float | None
 
-    `image_index` (N,) shows the rows other pictures. A batch that does not fit the device's memory is halved.
-    """
+
+@torch.no_grad()
+def answer_dataset(model, dataset, precision, batch_size=2048, beam_size=1, image_index=None):
+    """One Answer per row. `image_index` (N,) shows the rows other images. A batch that does not fit memory is halved."""
     model.eval()
 
     def answers_of(rows):
-        batch = dataset.batch(torch.arange(rows.start, rows.stop), image_index)
-        return model.generate(batch, answer_max_len, beam_size)
+        return model.generate(dataset.batch(torch.arange(rows.start, rows.stop), image_index), beam_size)
 
     parts = []
     for rows in tqdm(slices_of(len(dataset), batch_size), "answering", unit=" batches", leave=False, delay=1):
-        parts += within_memory(answers_of, rows, precision)
-    # brought to the host once, at the end: a look at every batch would stall the device
-    answer_ids, confidences, gates = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
-    return [vocab.decode(ids) for ids in answer_ids], confidences, [None if math.isnan(gate) else gate for gate in gates]
+        parts += compute_in_slices(answers_of, rows, precision)
+    # copied to the host once, at the end: a copy per batch would synchronise the device
+    columns = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
+    return [Answer(dataset.vocab.decode(ids), confidence, None if math.isnan(gate) else gate)
+            for ids, confidence, gate in zip(*columns, strict=True)]
 
 
 def validation_scores(texts, labels):

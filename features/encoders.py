@@ -1,7 +1,6 @@
-"""The two pretrained encoders: found by name or folder, loaded whole or refused, and fingerprinted.
+"""The two pretrained encoders: found by name or folder, loaded completely or refused, and fingerprinted.
 
-Nothing here ever returns a randomly initialised "pretrained" encoder: weights that are missing, in
-part or as a whole, are an error of one line.
+Missing weights are an error of one line: no "pretrained" encoder is ever randomly initialised.
 """
 import hashlib
 import json
@@ -19,23 +18,23 @@ from torchvision import transforms
 OFFLINE_HELP = ("fill the hub cache on a machine with network and copy it here (HF_HOME names the folder), "
                 "or pass a local folder")
 
-# what reading a damaged or foreign weights file raises
+# errors that a damaged or foreign weights file raises
 BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
-# what neither GPT-2's weights nor its layers' names show
+# config values that belong in the fingerprint: neither weights nor layer names show them
 ATTENTION_SETTINGS = ("n_head", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
 
 
 @dataclass
 class ImageEncoder:
     visual: nn.Module  # open_clip's VisionTransformer, in eval mode
-    resize: object  # PIL picture -> RGB PIL picture of the encoder's size: CLIP's transform up to the pixels
-    mean: tuple  # of the three colours in 0..1: the rest of CLIP's transform
+    resize: object  # CLIP's transform up to the pixels: PIL image -> RGB PIL image of the encoder's size
+    mean: tuple  # of the three colours, in 0..1: the rest of CLIP's transform
     std: tuple
-    fingerprint: str  # of weights and architecture; the transform is in the key of the pixel store
+    fingerprint: str  # of weights and architecture; the transform is part of the pixel store's key
 
     def normalize(self, pixels):
-        """uint8 pixels (B, 3, S, S) -> the encoder's input, float32: the rest of CLIP's transform."""
+        """uint8 pixels (B, 3, S, S) -> the encoder's input, float32."""
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
@@ -51,15 +50,17 @@ class QuestionEncoder:
 class Encoders:
     image: ImageEncoder
     question: QuestionEncoder
+    names: dict  # clip_model, clip_pretrained, gpt2_model, as given
 
-    def fingerprints(self):
-        """{"clip": ..., "gpt2": ...}: what a checkpoint is tied to."""
-        return {"clip": self.image.fingerprint, "gpt2": self.question.fingerprint}
+    def describe(self):
+        """The names and fingerprints that a checkpoint stores."""
+        return {**self.names, "fingerprints": {"clip": self.image.fingerprint, "gpt2": self.question.fingerprint}}
 
 
 def load_encoders(clip_model, clip_pretrained, gpt2_model):
-    """Both encoders by name or folder, printed with their sizes. Raises ValueError or FileNotFoundError of one line."""
-    encoders = Encoders(load_image_encoder(clip_model, clip_pretrained), load_question_encoder(gpt2_model))
+    """Both encoders by name or folder; prints their sizes. Raises ValueError or FileNotFoundError of one line."""
+    names = {"clip_model": clip_model, "clip_pretrained": clip_pretrained, "gpt2_model": gpt2_model}
+    encoders = Encoders(load_image_encoder(clip_model, clip_pretrained), load_question_encoder(gpt2_model), names)
     for name, module, blocks in (
             (clip_model, encoders.image.visual, encoders.image.visual.transformer.resblocks),
             (gpt2_model, encoders.question.gpt2, encoders.question.gpt2.h)):
@@ -69,17 +70,19 @@ def load_encoders(clip_model, clip_pretrained, gpt2_model):
 
 
 def load_image_encoder(clip_model, clip_pretrained):
-    """CLIP's picture tower by open_clip's name and tag (or weights file), or `local-dir:FOLDER`; the text tower
-    is dropped at once. Raises ValueError or FileNotFoundError where weights are missing or do not fit."""
+    """CLIP's image tower by open_clip's name and tag (or weights file), or by `local-dir:FOLDER`.
+
+    The text tower is not built. Raises ValueError or FileNotFoundError if weights are missing or do not fit.
+    """
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
     weights, preprocess = clip_weights(clip_model, clip_pretrained)
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports its steps on the root logger
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
     try:
-        with torch.device("meta"):  # shapes only: neither the text tower nor random weights cost time or memory
+        with torch.device("meta"):  # shapes only: random weights would cost time and memory
             visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess,
                                             device="meta").visual.eval()
-        # strict: a weight that is missing or has another shape is an error; assign: no copy
+        # strict: a missing weight or another shape is an error; assign: no copy
         visual.load_state_dict(visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
         reason = " ".join(str(error).split())[:300]
@@ -93,7 +96,7 @@ def load_image_encoder(clip_model, clip_pretrained):
 
 
 def visual_weights(path):
-    """{name: float32 tensor} of the picture tower in a weights file; of a safetensors file nothing else is read."""
+    """{name: float32 tensor} of the image tower in a weights file. From a safetensors file nothing else is read."""
     if str(path).endswith(".safetensors"):
         with safe_open(path, "pt") as stream:
             weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
@@ -102,12 +105,12 @@ def visual_weights(path):
         weights = load_state_dict(str(path), weights_only=True)
     found = {name.removeprefix("visual."): tensor.float() for name, tensor in weights.items() if name.startswith("visual.")}
     if not found:
-        raise KeyError("it holds no picture tower of open_clip")
+        raise KeyError("it holds no image tower of open_clip")
     return found
 
 
 def clip_weights(clip_model, clip_pretrained):
-    """The weights file and the picture preprocessing that its tag brings."""
+    """The weights file, and the preprocessing settings of its tag ({} for a file or folder)."""
     import open_clip
     if clip_model.startswith("local-dir:"):
         folder = Path(clip_model.removeprefix("local-dir:"))
@@ -140,7 +143,7 @@ def clip_weights(clip_model, clip_pretrained):
 
 
 def hub_file(repository, filename, model, local_flag):
-    """Path of a hub file: from the cache if there, else downloaded. Raises FileNotFoundError if neither works."""
+    """Path of a hub file: from the cache, else downloaded. Raises FileNotFoundError if neither works."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     try:
@@ -154,7 +157,7 @@ def hub_file(repository, filename, model, local_flag):
 
 
 def require_hub(model, local_flag):
-    """Raise FileNotFoundError at once where the hub cannot be reached; the hub clients retry for most of a minute."""
+    """Raise FileNotFoundError at once if the hub cannot be reached. The hub clients would retry for most of a minute."""
     import requests
     from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE:
@@ -172,7 +175,10 @@ def missing_weights(model, local_flag):
 
 
 def load_question_encoder(gpt2_model):
-    """GPT-2 and its tokenizer by hub name or local folder, in float32 with exact right padding."""
+    """GPT-2 and its tokenizer by hub name or local folder, in float32, padding on the right.
+
+    Raises ValueError or FileNotFoundError if files are missing or do not fit.
+    """
     from transformers import AutoTokenizer, GPT2Model
     from transformers.utils import logging as transformers_logging
     transformers_logging.set_verbosity_error()
@@ -183,18 +189,18 @@ def load_question_encoder(gpt2_model):
 
     def load(local_files_only):
         tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
-        # sdpa: the blocks are run one by one without a mask, which is causal under sdpa but not under eager
+        # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
         gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
                                                  attn_implementation="sdpa", output_loading_info=True)
         return tokenizer, gpt2, report
 
     try:
         tokenizer, gpt2, report = load(local_files_only=True)
-    except Exception as error:  # tokenizers raises a bare Exception for files it cannot read
+    except Exception as error:  # tokenizers raises a plain Exception for unreadable files
         if local_folder:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
-                                    f"tokenizer's files, whole and of one model: {reason}") from error
+                                    f"tokenizer's files, undamaged and of one model: {reason}") from error
         if not isinstance(error, OSError | ValueError | SafetensorError):
             raise
         require_hub(gpt2_model, "--gpt2-model FOLDER")
@@ -215,12 +221,12 @@ def load_question_encoder(gpt2_model):
 
 
 def fingerprint(module, description):
-    """32 hex digits that change with any weight, any shape, any layer type and the description."""
+    """32 hex digits that change with any weight, shape, layer type, or the description."""
     def digest(item):
         name, tensor = item
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return f"{name} {tuple(tensor.shape)} {tensor.dtype} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run: 350 MB take a moment, not a second
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 350 MB take a fraction of a second
         tensors = list(pool.map(digest, sorted(module.state_dict().items())))
     return hashlib.blake2b(json.dumps([repr(module), description, tensors]).encode(), digest_size=16).hexdigest()

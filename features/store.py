@@ -1,7 +1,7 @@
-"""What the frozen blocks say about each distinct picture and question: computed once, stored, memory-mapped.
+"""Outputs of the frozen blocks for every distinct image and question: computed once, stored, memory-mapped.
 
-One file per weights, cut and input in `cache_dir`, beside the decoded pixels (pixels.py). A file's name holds a hash
-of all that its content depends on, so a stale one is never looked at.
+One file in `cache_dir` per encoder, freeze boundary and input. The file's name holds a hash of everything its
+content depends on, so an outdated file is never read.
 """
 import hashlib
 from pathlib import Path
@@ -10,84 +10,82 @@ import torch
 from tqdm import tqdm
 
 from common import distributed
-from common.device import slices_of, within_memory
-from features.arrays import as_numpy, hash_of, new_array, numpy_dtype, open_tensor
+from common.device import compute_in_slices, slices_of
+from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor
 
-# pictures or questions at once; more only fills memory, and on a CPU takes it anew from the system for every layer
+# images or questions per batch; on a CPU larger batches make every layer allocate its memory anew
 ENCODE_BATCH = {"cpu": 16, "cuda": 1024}
-STATES_VERSION = 2  # part of every key: raise it when an encode_*_frozen computes something else
-DEVICE_SHARE = 0.4  # of the free device memory that one store may fill; a larger one stays in host memory
+STATES_VERSION = 2  # part of every hash: raise it if an encode_*_frozen computes something else
+DEVICE_SHARE = 0.4  # of the free device memory that one store may fill; a larger store stays in host memory
 
 
 class FeatureStore:
-    """States of all distinct pictures and questions, on the device where they fit, else memory-mapped.
+    """States of all distinct images and questions, on the device if they fit, else memory-mapped.
 
-    `image_states` (pictures, ...) and `question_states` (questions, ...) are what the model's
-    `encode_*_frozen` gave; `question_lengths` (questions,) counts real tokens; `image_row` and
-    `question_row` map a path or a question to its row.
+    `image_states` (images, ...) and `question_states` (questions, ...) are outputs of the model's `encode_*_frozen`.
+    `question_lengths` (questions,) counts real tokens. `image_row` and `question_row` map an image path or a
+    question to its row. `pixels_key` is the hash of the images' bytes and transform.
     """
 
-    def __init__(self, image_paths, image_states, questions, question_states, question_lengths, device):
+    def __init__(self, image_paths, image_states, questions, question_states, question_lengths, device, pixels_key=""):
         self.image_row = {path: row for row, path in enumerate(image_paths)}
         self.question_row = {question: row for row, question in enumerate(questions)}
         self.image_states, self.question_states = to_device(image_states, device), to_device(question_states, device)
-        self.question_lengths, self.device = question_lengths, device
+        self.question_lengths, self.device, self.pixels_key = question_lengths, device, pixels_key
 
     def select(self, states, index):
-        """Rows `index` (B,), a CPU tensor, of one of the two stores, on the device.
-
-        What does not fit there is gathered into pinned memory, from which the copy runs beside the computing.
-        """
+        """Rows `index` (B,), a CPU tensor, of one of the two stores, on the device."""
         if states.device == self.device:
             return states[index.to(self.device, non_blocking=True)]
         rows = states[index]
+        # from pinned memory the copy is asynchronous
         return (rows.pin_memory() if self.device.type == "cuda" else rows).to(self.device, non_blocking=True)
 
 
 def to_device(states, device):
-    """`states` on the device if they take little of its free memory; else as they are, in host memory."""
+    """`states` on the device if they take little of its free memory; else unchanged, in host memory."""
     if device.type != "cuda" or states.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return states
     try:
         return states.to(device)
-    except torch.cuda.OutOfMemoryError:  # somebody else was quicker
+    except torch.cuda.OutOfMemoryError:  # another process took the memory meanwhile
         return states
 
 
-def build_store(model, encoders, pixels, questions, question_max_len, cache_dir, precision):
-    """The FeatureStore of `pixels` (a PixelStore) and `questions` at the model's cut, encoded in `precision`."""
+def build_store(model, encoders, pixels, questions, cache_dir, precision):
+    """The FeatureStore of `pixels` (a PixelStore) and all distinct `questions` at the model's freeze boundary."""
     questions = sorted(set(questions))
-    ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, question_max_len)
+    input_ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, model.config.question_max_len)
     image_states = encode_images(model, encoders.image, pixels, cache_dir, precision)
-    question_states = encode_questions(model, encoders.question, ids, lengths, cache_dir, precision)
-    return FeatureStore(pixels.paths, image_states, questions, question_states, lengths, precision.device)
+    question_states = encode_questions(model, encoders.question, input_ids, lengths, cache_dir, precision)
+    return FeatureStore(pixels.paths, image_states, questions, question_states, lengths, precision.device, pixels.key)
+
+
+def tokenize_questions(tokenizer, questions, question_max_len):
+    """Token ids (N, Q), padded on the right, and lengths (N,). Prints how many questions are truncated."""
+    encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(questions)["input_ids"]]
+    truncated = sum(len(ids) > question_max_len for ids in encoded)
+    lengths = torch.tensor([min(len(ids), question_max_len) for ids in encoded])
+    input_ids = torch.full((len(encoded), int(lengths.max())), tokenizer.pad_token_id)
+    for row, ids in enumerate(encoded):
+        input_ids[row, :lengths[row]] = torch.tensor(ids[:question_max_len])
+    print(f"questions: {len(encoded)} distinct, {truncated} truncated to {question_max_len} tokens")
+    return input_ids, lengths
 
 
 def encode_images(model, image_encoder, pixels, cache_dir, precision):
-    """States of all pictures at the cut: a memory-mapped tensor (N, D_i) or (N, T, W)."""
+    """States of all images at the freeze boundary: a memory-mapped tensor (N, D_i) or (N, T, W)."""
     def encode(rows):
         batch = torch.from_numpy(pixels.pixels[rows]).to(precision.device)
         return model.encode_image_frozen(image_encoder.normalize(batch))
 
     key = [pixels.key, image_encoder.fingerprint, image_encoder.mean, image_encoder.std, model.clip_layers,
-           model.image_pooling]
-    return stored_states("image_states", key, len(pixels.paths), encode, cache_dir, precision, "pictures")
-
-
-def tokenize_questions(tokenizer, questions, question_max_len):
-    """Token ids (N, Q) padded on the right and lengths (N,); prints how many questions the length cuts."""
-    encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(questions)["input_ids"]]
-    cut = sum(len(ids) > question_max_len for ids in encoded)
-    lengths = torch.tensor([min(len(ids), question_max_len) for ids in encoded])
-    input_ids = torch.full((len(encoded), int(lengths.max())), tokenizer.pad_token_id)
-    for row, ids in enumerate(encoded):
-        input_ids[row, :lengths[row]] = torch.tensor(ids[:question_max_len])
-    print(f"questions: {len(encoded)} distinct, {cut} cut to {question_max_len} tokens")
-    return input_ids, lengths
+           model.config.image_pooling]
+    return stored_states("image_states", key, len(pixels.paths), encode, cache_dir, precision, "images")
 
 
 def encode_questions(model, question_encoder, input_ids, lengths, cache_dir, precision):
-    """States of all questions at the cut: a memory-mapped tensor (N, D_q) or (N, Q, W)."""
+    """States of all questions at the freeze boundary: a memory-mapped tensor (N, D_q) or (N, Q, W)."""
     mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)       # (N, Q)
 
     def encode(rows):
@@ -99,26 +97,23 @@ def encode_questions(model, question_encoder, input_ids, lengths, cache_dir, pre
 
 
 def stored_states(name, key, count, encode, cache_dir, precision, unit):
-    """The states from `cache_dir`, computed first by `encode(slice)` in batches where they are not there yet."""
+    """The states from `cache_dir`. If they are not there yet, `encode(slice)` computes them batch by batch."""
     dtype = precision.dtype or torch.float32
     target = Path(cache_dir) / f"{name}-{hash_of([name, STATES_VERSION, key, str(dtype)])}.npy"
     if not distributed.broadcast(target.is_file()):
-        slices = slices_of(count, ENCODE_BATCH[precision.device.type])
-        mine = distributed.shard(torch.arange(len(slices))).tolist()
-
         def states_of(rows):
-            return torch.cat(within_memory(encode, rows, precision))
+            return torch.cat(compute_in_slices(encode, rows, precision))
 
+        slices = slices_of(count, ENCODE_BATCH[precision.device.type])
+        own_slices = distributed.shard(torch.arange(len(slices))).tolist()
         with tqdm(total=count, desc=f"encoding {unit}", unit=f" {unit}", mininterval=0.5,
                   disable=distributed.get_rank() > 0) as bar:
             first = states_of(slices[0])
-            stored = torch.float32 if first.dim() == 2 else dtype  # features are small: no need to round them
-            with new_array(target, (count, *first.shape[1:]), numpy_dtype(stored)) as array:
-                for number in mine:
+            stored = torch.float32 if first.dim() == 2 else dtype  # features are small: they are not rounded
+            with new_array(target, (count, *first.shape[1:]), STORED[stored]) as array:
+                for number in own_slices:
                     rows = slices[number]
                     states = first if number == 0 else states_of(rows)
                     array[rows] = as_numpy(states.to(stored).cpu())
                     bar.update(rows.stop - rows.start)
     return open_tensor(target, count)
-
-

@@ -79,16 +79,15 @@ def folder(tmp_path):
 
 @pytest.fixture
 def make_model(encoders):
-    """make_model(vocab_size=9, clip_layers=0, gpt2_layers=0, **sizes) -> VQAModel in eval mode."""
+    """make_model(vocab_size=9, clip_layers=0, gpt2_layers=0, **config) -> VQAModel in eval mode."""
     import torch
 
-    from training.checkpoint import build_model
+    from model import ModelConfig, VQAModel
 
-    def make(vocab_size=9, clip_layers=0, gpt2_layers=0, **sizes):
+    def make(vocab_size=9, clip_layers=0, gpt2_layers=0, **config):
         torch.manual_seed(0)
-        model = build_model(encoders, vocab_size, {
-            "hidden_size": 16, "num_layers": 1, "dropout": 0.3, "inputs": "both", "fusion": "gated",
-            "image_pooling": "pooled", **sizes})
+        config = ModelConfig(**{"hidden_size": 16, **config})
+        model = VQAModel(encoders.image.visual, encoders.question.gpt2, vocab_size, config)
         model.unfreeze(clip_layers, gpt2_layers)
         return model.eval()
     return make
@@ -96,13 +95,13 @@ def make_model(encoders):
 
 @pytest.fixture
 def make_store(encoders, pixels, data_dir, session_cache):
-    """make_store(model) -> FeatureStore of the small data set at the model's cut."""
+    """make_store(model) -> FeatureStore of the small data set at the model's freeze boundary."""
     from common.device import Precision
     from features.store import build_store
     from preprocess import read_rows
 
     def make(model, cache_dir=session_cache):
-        return build_store(model, encoders, pixels, read_rows(data_dir)["question"], 32, cache_dir, Precision("cpu"))
+        return build_store(model, encoders, pixels, read_rows(data_dir)["question"], cache_dir, Precision("cpu"))
     return make
 
 
