@@ -14,6 +14,7 @@ from PIL import Image
 
 from common.files import write_json
 
+ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS_PER_IMAGE = 9_500 / 8_300  # as in the data set that mini_vqa_v2.py builds from VQA v2
 IMAGE_SIZES = ((640, 480), (640, 480), (640, 427), (480, 640))  # the most frequent sizes in COCO
 # these values give JPEG files of COCO's mean size, 160 kB, which take as long to decode
@@ -25,7 +26,7 @@ QUESTION_WORDS = ("the here kite balloon left right middle picture color animal 
 ANSWER_WORDS = [f"word{number}" for number in range(2_000)]
 QUESTION_LENGTHS, ANSWER_LENGTHS = (5, 12), (3, 6)  # fewest and most words
 
-DEMO_ENCODERS = Path(__file__).resolve().parents[1] / "demo" / "encoders"
+DEMO_ENCODERS = ROOT / "demo" / "encoders"
 # the project does not load the text tower, but the file's configuration must have one
 TEXT_TOWER = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
 

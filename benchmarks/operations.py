@@ -36,13 +36,15 @@ def step_operations(model, batch):
     return 3 * (images * counted["image"][1] + questions * counted["question"][1])
 
 
-def operations_ratio(model, rows, image_tokens, question_tokens, epochs):
+def operations_ratio(model, rows, tokenizer, epochs):
     """Operations of the plain loop over `epochs`, divided by those of training from the cache.
 
     The plain loop runs both encoders forward for every row and epoch, and the trainable blocks backward. From the cache,
     the frozen blocks run once per distinct image and question, the trainable blocks once per epoch and distinct input.
+    All questions count with the mean length of `rows`.
     """
-    counted = encoder_operations(model, image_tokens, question_tokens)
+    lengths = [len(ids) for ids in tokenizer(list(rows["question"]))["input_ids"]]
+    counted = encoder_operations(model, model.image_encoder.positional_embedding.shape[0], sum(lengths) / len(lengths))
     plain = epochs * len(rows) * sum(frozen + 3 * trainable for frozen, trainable in counted.values())
     cached = sum(rows[column].nunique() * (counted[name][0] + epochs * 3 * counted[name][1])
                  for name, column in (("image", "image_path"), ("question", "question")))
