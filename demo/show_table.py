@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from common import settings
 from evaluation.bootstrap import paired_difference
-from evaluation.report import HEADLINE, join_results
+from evaluation.metrics import HEADLINE
+from evaluation.report import join_results
 
 PRIORS = ("most_frequent", "most_frequent_per_question_type")  # floors without image and model
 
