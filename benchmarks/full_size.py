@@ -58,8 +58,7 @@ class Config:
 
 
 def main(cfg):
-    for name in ("questions", "images", "steps", "batch_size"):
-        settings.check_range(cfg, name, low=1)
+    settings.check_ranges(cfg, questions=settings.COUNT, images=settings.COUNT, steps=settings.COUNT, batch_size=settings.COUNT)
     folder = Path(cfg.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="full_size.", dir=folder) as work:

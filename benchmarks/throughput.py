@@ -96,9 +96,7 @@ def main(cfg):
     device = precision.device.type
     cfg.images, cfg.batch_sizes = cfg.images or IMAGES[device], cfg.batch_sizes or BATCH_SIZES[device]
     cfg.workers = cfg.workers or available_cores()
-    for name in ("epochs", "repeats", "workers"):
-        settings.check_range(cfg, name, low=1, high=1_000)
-    settings.check_range(cfg, "images", low=max(cfg.batch_sizes))
+    settings.check_ranges(cfg, epochs=(1, 1_000), repeats=(1, 1_000), workers=(1, 1_000), images=(max(cfg.batch_sizes), 10**6))
     folder = Path(cfg.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with (TemporaryDirectory(prefix="throughput.", dir=folder) as work, open(folder / "throughput.log", "w") as log,

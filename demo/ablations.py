@@ -73,7 +73,7 @@ VARIANTS = (
 
 
 def main(cfg):
-    settings.check_range(cfg, "seeds", low=1, high=100)
+    settings.check_ranges(cfg, seeds=(1, 100))
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
     for variant, seed in tqdm([(variant, seed) for seed in seeds for variant in VARIANTS], "runs", unit=" runs"):
         run_variant(variant, seed, cfg)

@@ -91,8 +91,7 @@ def official_entries(image_id, asked):
 
 
 def main(cfg):
-    settings.check_range(cfg, "num_scenes", low=1)
-    settings.check_range(cfg, "workers", low=1)
+    settings.check_ranges(cfg, num_scenes=settings.COUNT, workers=(1, 256))
     folder = Path(cfg.output_dir)
     image_dir = folder / SUBSET
     image_dir.mkdir(parents=True, exist_ok=True)

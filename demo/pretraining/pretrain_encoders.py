@@ -79,8 +79,8 @@ class Log:
 def main(cfg):
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"torch {torch.__version__} has no Muon optimizer: pretraining needs torch 2.9 or newer")
-    for name in ("num_families", "clip_steps", "gpt2_steps", "num_texts", "workers"):
-        settings.check_range(cfg, name, low=1)
+    settings.check_ranges(cfg, num_families=settings.COUNT, clip_steps=settings.COUNT, gpt2_steps=settings.COUNT,
+                          num_texts=settings.COUNT, workers=(1, 256))
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
