@@ -121,7 +121,7 @@ def measure_training(work, cfg):
     optimizer = make_optimizer(model, {"head": 1e-3, "clip": 1e-5}, train.Config.weight_decay)
     set_learning_rates(optimizer, 1.0)
     model.train()
-    order = dataset.epoch_order(train.epoch_generator(cfg.seed, 1), by_image=True)
+    order = dataset.epoch_order(train.generator(cfg.seed, 1), by_image=True)
     memory, started = [], time.perf_counter()
     for index in order.split(cfg.batch_size)[:cfg.steps]:
         train_step(model, dataset.batch(index), optimizer, precision.scaler(), precision, train.Config())

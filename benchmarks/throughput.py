@@ -247,7 +247,7 @@ def measure_stage(bench, stage, matrix_rate):
 
 def endless_batches(bench, stage, dataset, batch_size):
     """Full batches of `dataset`, epoch after epoch, in the order of the stage's training."""
-    draw = train.epoch_generator(bench.cfg.seed, 1)
+    draw = train.generator(bench.cfg.seed, 1)
     while True:
         order = dataset.epoch_order(draw, stage.clip_layers > 0)
         yield from (dataset.batch(rows) for rows in order.split(batch_size) if len(rows) == batch_size)
