@@ -1,9 +1,11 @@
-# make demo       the five steps on the embedded default, under six minutes on two CPU cores
-# make test       lint and tests, under ten minutes
-# make test-slow  loops of kills and the largest sizes, about a quarter of an hour
-# make ablations  what each choice is worth: ten variants with three seeds each, about an hour
-# make lint       ruff alone
-# make clean      remove what demo, ablations and benchmarks made (keeps .venv and real runs)
+# make demo       data, both stages, scores and a table; about four minutes on two cores after installation
+# make demo-data  only the demo's data set
+# make test       lint and tests
+# make test-slow  slow tests: repeated kills, fuzzing, data of VQA v2's size
+# make ablations  trains and scores ten variants of the demo with three seeds each; about an hour on two cores
+# make lint       only lint (ruff)
+# make install    only the installation into .venv
+# make clean      deletes the output of demo, ablations and benchmarks; keeps .venv and all other runs
 PYTHON ?= python3
 PY = .venv/bin/python
 DEMO_DATA = --data-dir demo/mini_vqa_v2 --cache-dir demo/cache
@@ -21,7 +23,7 @@ install: .venv/installed
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	@echo "installing into .venv: a few minutes the first time, about 6 GB with the CUDA libraries that torch brings"
+	@echo "installing into .venv: takes some minutes, and about 6 GB with the CUDA libraries of torch"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -46,10 +46,8 @@ class Config(train.LoopConfig):
 def check_settings(cfg):
     """Raise ValueError if a setting of stage 2 is out of range."""
     train.check_loop_settings(cfg)
-    for name in ("clip_layers", "gpt2_layers"):
-        settings.check_range(cfg, name, low=0)
-    for name in ("clip_learning_rate", "gpt2_learning_rate"):
-        settings.check_range(cfg, name, low=0, low_open=True, high=1e6)
+    settings.check_ranges(cfg, clip_layers=(0, 1000), gpt2_layers=(0, 1000), clip_learning_rate=settings.POSITIVE,
+                          gpt2_learning_rate=settings.POSITIVE)
     if Path(cfg.output_dir).resolve() == Path(cfg.checkpoint).parent.resolve():
         raise ValueError(f"--output-dir {cfg.output_dir} is stage 1's own folder: choose another one")
 

@@ -74,11 +74,8 @@ def main(cfg):
 
 def check_settings(cfg):
     """Raise ValueError or FileNotFoundError for settings that cannot work, before anything is read or downloaded."""
-    for name, low, high in (("min_answer_words", 1, None), ("min_agreement", 1, None), ("max_questions", 0, None),
-                            ("workers", 1, 256)):
-        settings.check_range(cfg, name, low, high)
-    for name in ("val_fraction", "test_fraction"):
-        settings.check_range(cfg, name, 0, 1, low_open=True)
+    settings.check_ranges(cfg, min_answer_words=settings.COUNT, min_agreement=settings.COUNT, max_questions=(0, 10 ** 9),
+                          workers=(1, 256), val_fraction=(1e-6, 1), test_fraction=(1e-6, 1))
     if cfg.val_fraction + cfg.test_fraction >= 1:
         raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction} leave no image "
                          "for training: their sum must be below 1")

@@ -63,11 +63,8 @@ class Config:
 
 
 def check_settings(cfg):
-    settings.check_range(cfg, "beam_size", low=1, high=256)
-    settings.check_range(cfg, "batch_size", low=1, high=1_000_000)
-    settings.check_range(cfg, "seed", low=0, high=settings.MAX_SEED)
-    settings.check_range(cfg, "workers", low=0, high=256)
-    settings.check_range(cfg, "num_pictures", low=0, high=10_000)
+    settings.check_ranges(cfg, beam_size=(1, 256), batch_size=settings.COUNT, seed=settings.SEED, workers=settings.WORKERS,
+                          num_pictures=(0, 10_000))
     if cfg.split not in SPLITS:
         raise ValueError(f"--split {cfg.split} is none of {', '.join(SPLITS)}")
     modes = {"--compare": cfg.compare, "--baselines-only": cfg.baselines_only or None, "--image": cfg.image,

@@ -83,8 +83,6 @@ class Config(LoopConfig, ModelConfig):
 BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_only"}
 CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises the device
 WATCHED_QUESTIONS = 8  # in samples.csv
-MAX_OVERFLOWS = 50  # in a run: the fp16 scale starts at 2**16 and halves at each overflow, so a few steps find it
-STEPS_PER_OVERFLOW = 1000  # and it doubles after 2,000 good steps, so a long run meets some more
 
 
 def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=()):
@@ -98,12 +96,13 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     model = model.to(precision.device)
     optimizer, scaler = make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler()
     # the same few validation questions are answered after every epoch: one can watch the model learn
-    watched = torch.randperm(len(val_set), generator=generator(cfg.seed))[:WATCHED_QUESTIONS].tolist()
+    watched = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:WATCHED_QUESTIONS].tolist()
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
-              "data": describe_data(train_set, val_set)}
+              "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
+                       "images": train_set.store.pixels_key}}
     run = Run(cfg.output_dir, model, optimizer, scaler, header, earlier_stages, val_set.rows.iloc[watched])
     # the training loss is measured like the validation loss, on as many rows, always the same ones
-    probe = torch.randperm(len(train_set), generator=epoch_generator(cfg.seed, -1))[:len(val_set)].sort().values
+    probe = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
     parallel_model = distributed.data_parallel(model)
 
     def end_epoch(epoch, started, num_samples, mean_factor):
@@ -111,9 +110,11 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
         rates = learning_rates_of(optimizer, mean_factor)
         train_loss = evaluate(model, train_set, cfg.batch_size, precision, probe)
         val_loss = evaluate(model, val_set, cfg.batch_size, precision)
-        require_finite(val_loss, f"epoch {epoch}, after its last step", rates, run)
+        require_progress(val_loss, scaler, f"epoch {epoch}, after its last step", rates, run)
         texts = [answer.text for answer in answer_dataset(model, val_set, precision)]
-        overflows = count_overflows(optimizer, epoch * steps_per_epoch(train_set, cfg), run.log)
+        # steps of this epoch that fp16 overflow made the optimizer skip
+        overflows = (epoch * steps_per_epoch(train_set, cfg) - steps_taken(optimizer)
+                     - sum(row["overflows"] for row in run.log))
         row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
                **validation_scores(texts, val_set.rows["answer"]), **rates, "overflows": overflows,
                "seconds": round(time.time() - started, 2), "samples_per_s": round(num_samples / max(seconds, 1e-9), 1)}
@@ -140,7 +141,7 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
 def train_epoch(epoch, model, dataset, optimizer, scaler, cfg, precision, run):
     """One pass over the rows. Order, answers and dropout follow from (seed, epoch). Returns the mean schedule factor."""
     # draw the order of the rows, and the answers that this epoch teaches
-    draw, steps = epoch_generator(cfg.seed, epoch), steps_per_epoch(dataset, cfg)
+    draw, steps = generator(cfg.seed, epoch), steps_per_epoch(dataset, cfg)
     order = dataset.epoch_order(draw, by_image=run.model.clip_layers > 0)
     answer_index = dataset.draw_answers(draw)
     # seed dropout: every process draws its own
@@ -166,8 +167,8 @@ def train_epoch(epoch, model, dataset, optimizer, scaler, cfg, precision, run):
             # check the loss now and then: reading it synchronises the device
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 loss = (totals[0] / totals[1].clamp(min=1)).item()
-                require_finite(loss, f"epoch {epoch}, up to step {step + 1}", learning_rates_of(optimizer, factors[step]), run)
-                require_few_overflows(optimizer, scaler, (epoch - 1) * steps + step + 1, run)
+                rates = learning_rates_of(optimizer, factors[step])
+                require_progress(loss, scaler, f"epoch {epoch}, up to step {step + 1}", rates, run)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     return sum(factors) / steps
 
@@ -176,69 +177,36 @@ def steps_per_epoch(dataset, cfg):
     return math.ceil(len(dataset) / cfg.batch_size)
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
+def generator(seed, epoch):
+    """The random generator of one epoch's order of rows."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
-def epoch_generator(seed, epoch):
-    """The generator of one epoch's order of rows."""
-    return generator(seed * 1_000_003 + epoch)
-
-
-def describe_data(train_set, val_set):
-    """{name: hash} of training rows, validation rows and images. Data with equal hashes are the same data."""
-    return {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
-            "images": train_set.store.pixels_key}
-
-
-def require_finite(loss, where, learning_rates, run):
-    """Raise ValueError unless `loss` is finite; it names the place, the learning rates and the last good checkpoint."""
+def require_progress(loss, scaler, where, learning_rates, run):
+    """Raise ValueError, with the place and the last good checkpoint, if the loss is not finite or every fp16 step overflows."""
+    last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}"
     if not math.isfinite(loss):
         rates = ", ".join(f"{name} {value:.3g}" for name, value in learning_rates.items())
-        raise ValueError(f"the loss became {loss} in {where} ({rates}); the last good checkpoint is "
-                         f"{run.folder / 'vqa_checkpoint.pt'}; try a lower --learning-rate")
-
-
-def count_overflows(optimizer, steps, log):
-    """How many of `steps`, counted since the run's start, overflowed in fp16 since the last epoch of the log."""
-    return steps - steps_taken(optimizer) - sum(row["overflows"] for row in log)
-
-
-def require_few_overflows(optimizer, scaler, steps, run):
-    """Raise ValueError if more of the run's `steps` overflowed in fp16 than finding the scale explains."""
-    overflows, allowed = steps - steps_taken(optimizer), MAX_OVERFLOWS + steps // STEPS_PER_OVERFLOW
-    if scaler.is_enabled() and overflows > allowed:
-        raise ValueError(f"{overflows} of {steps} steps overflowed in fp16, more than {allowed}; the last good checkpoint is "
-                         f"{run.folder / 'vqa_checkpoint.pt'}; use --amp bf16 or --amp off, or a lower --learning-rate")
+        raise ValueError(f"the loss became {loss} in {where} ({rates}); {last_good}; try a lower --learning-rate")
+    # the scale starts at 2**16 and halves at each overflow; below 1 the true gradients overflow
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        raise ValueError(f"the fp16 gradients overflow in {where}; {last_good}; use --amp bf16 or --amp off, or a lower "
+                         "--learning-rate")
 
 
 def check_loop_settings(cfg):
     """Raise ValueError if a setting that both stages share is out of range."""
-    for name in ("epochs", "batch_size", "patience"):
-        settings.check_range(cfg, name, low=1, high=1_000_000)
-    settings.check_range(cfg, "workers", low=0, high=256)
-    settings.check_range(cfg, "seed", low=0, high=settings.MAX_SEED)
-    for name in ("learning_rate", "max_grad_norm"):
-        settings.check_range(cfg, name, low=0, low_open=True, high=1e6)
-    settings.check_range(cfg, "weight_decay", low=0, high=10)
-    settings.check_range(cfg, "warmup_fraction", low=0, high=1)
-    settings.check_range(cfg, "label_smoothing", low=0, high=0.99)
-
-
-def check_settings(cfg):
-    """Raise ValueError if a setting of stage 1 is out of range."""
-    check_loop_settings(cfg)
-    settings.check_range(cfg, "dropout", low=0, high=0.99)
-    settings.check_range(cfg, "hidden_size", low=4, high=8192)
-    settings.check_range(cfg, "answer_max_len", low=2, high=512)
-    settings.check_range(cfg, "question_max_len", low=1, high=1024)
-    settings.check_range(cfg, "num_layers", low=1, high=16)
-    settings.check_range(cfg, "min_word_freq", low=1)
-    cfg.check_choices()
+    settings.check_ranges(
+        cfg, epochs=settings.COUNT, batch_size=settings.COUNT, patience=settings.COUNT, workers=settings.WORKERS,
+        seed=settings.SEED, learning_rate=settings.POSITIVE, max_grad_norm=settings.POSITIVE, weight_decay=(0, 10),
+        warmup_fraction=(0, 1), label_smoothing=(0, 0.99))
 
 
 def main(cfg):
-    check_settings(cfg)
+    check_loop_settings(cfg)
+    settings.check_ranges(cfg, dropout=(0, 0.99), hidden_size=(4, 8192), num_layers=(1, 16), answer_max_len=(2, 512),
+                          question_max_len=(1, 1024), min_word_freq=settings.COUNT)
+    cfg.check_choices()
     if cfg.inputs in BLIND_OUTPUT_DIRS and cfg.output_dir == Config.output_dir:
         cfg = dataclasses.replace(cfg, output_dir=BLIND_OUTPUT_DIRS[cfg.inputs])
         print(f"--inputs {cfg.inputs}: writing to {cfg.output_dir}; {Config.output_dir} is for the model of both inputs")

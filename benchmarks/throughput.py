@@ -1,152 +1,315 @@
-"""Measures how fast the project runs, beside a plain loop of the same model and the machine's ceiling, in one run.
+"""Measures speed beside a plain loop of the same model (plain_loop.py) and beside a ceiling, all in one run.
 
-Makes COCO-sized pictures, a mini data set, and encoders of real size with random weights (or --tiny ones); measures
-decoding, encoding, both stages' steps, answering, start-up, memory, and the whole cold mini run of train.py, fine_tune.py
-and test.py. Reads nothing. Prints a table; writes throughput.json, growth.png and throughput.log into --output-dir, and
-keeps its inputs there. With real encoders it takes about a quarter of an hour on two slow cores, with --tiny under two minutes.
+Generates COCO-sized images, questions, and encoders of real size with random weights (--tiny: the demo's encoders). Measures
+decoding, encoding, training steps of both stages, answering, start-up, and whole trainings. Reads nothing else. Prints a
+table; writes throughput.json and throughput.log into --output-dir. About seven minutes on two cores, one with --tiny.
 """
 import contextlib
+import copy
+import itertools
+import multiprocessing
 import os
+import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all weights are local
 
-from benchmarks.clock import describe_machine, matrix_rate, own_peak_mb
-from benchmarks.encoding import measure_encoding
-from benchmarks.growth import measure_growth
-from benchmarks.inputs import make_inputs
-from benchmarks.report import Closing, Row, draw_growth, print_report
-from benchmarks.scripts import cold_rows, measure_cold_runs, measure_start_up, plain_seconds
-from benchmarks.training import measure_answering, measure_training
-from benchmarks.workbench import FAIR_BATCH, STAGES, Workbench
+import torch
+
+import fine_tune
+import train
+from benchmarks.inputs import ANSWER_WORDS, ROOT, write_data, write_encoders
+from benchmarks.operations import operations_ratio, step_operations
+from benchmarks.plain_loop import PlainRows
+from benchmarks.timing import describe_machine, run_process, time_median
 from common import settings
 from common.device import Precision
 from common.files import write_json
+from evaluation.generation import answer_dataset
+from features.encoders import load_encoders
+from features.pixels import available_cores, decode_image, decode_images
+from features.store import encode_images, encode_questions, tokenize_questions
+from model import ModelConfig, VQAModel
+from preprocess import build_datasets, read_rows
+from training.optimizer import make_optimizer, set_learning_rates
+from training.step import evaluate, train_step
+from vocab import SPECIALS, Vocab
 
-PICTURES = {"cpu": 64, "cuda": 8_300}
-DECODED = {"cpu": 512, "cuda": 8_300}
-EXPECTED_ON_CPU = {"stage 1": 10, "stage 2": 1.7}  # times the plain loop over 10 epochs, with encoders of real size
-EXPECTED_EPOCHS = 10
+IMAGES, BATCH_SIZES = {"cpu": 256, "cuda": 8_300}, {"cpu": (8, 32), "cuda": (32, 256)}
+LARGE_BATCH = {"cpu": 32, "cuda": 1_024}  # for the ceiling of encoding
+ANSWER_BATCH = 2_048  # as in test.py
+REPEAT_S = {"real": 0.5, "tiny": 0.1}  # least duration of a measurement
+START_UP_IMAGES = 10
+READY = "epoch 0:"  # train.py prints this line before the first step
+# what train.py imports before it does anything
+IMPORTS = ("import open_clip, pandas, torch, torchvision, tqdm, tyro; from transformers import AutoTokenizer, GPT2Model; "
+           f"print({READY!r}, flush=True)")
 
 
 @dataclass
 class Config:
     output_dir: str = "benchmarks/results"
-    """where throughput.json, growth.png and the inputs go; what only the run needs lies there while it runs"""
-    pictures: int = 0
-    """pictures that are asked about, each about 1.15 questions, at least 32; 0 = 8,300 on CUDA, 64 on the CPU"""
-    decoded: int = 0
-    """pictures over which decoding alone is measured; 0 = 8,300 on CUDA, 512 on the CPU"""
+    """folder for throughput.json and throughput.log"""
+    images: int = 0
+    """number of images, each with about 1.15 questions; 0 = 256 on the CPU, 8,300 on CUDA"""
+    batch_sizes: tuple[int, ...] = ()
+    """of training steps; whole trainings use the last one; none = 8 32 on the CPU, 32 256 on CUDA"""
     epochs: int = 10
-    """of each stage, in the cold run and in what is said about a whole training"""
-    repeats: int = 0
-    """measurements that a median is of; 0 = 3, or 1 with --tiny"""
+    """of each stage, in whole trainings"""
+    repeats: int = 3
+    """measurements per median"""
     tiny: bool = False
-    """tiny encoders instead of CLIP ViT-B/32 and distilgpt2"""
-    stage_1_batches: tuple[int, ...] = ()
-    """further batch sizes of stage 1; none = 1024 4096 on CUDA, 64 on the CPU"""
-    stage_2_batches: tuple[int, ...] = ()
-    """further batch sizes of stage 2; none = 1024 2048 on CUDA"""
-    compile: bool = True
-    """on CUDA measure stage 2 with compiled blocks too, which takes some minutes"""
+    """the demo's encoders instead of CLIP ViT-B/32 and distilgpt2"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
     workers: int = 0
-    """processes that decode pictures; 0 = one per core"""
+    """processes that decode images; 0 = one per core"""
     seed: int = 42
-    """of pictures, texts and weights"""
+    """of images, texts and weights"""
 
 
-def set_sizes(cfg, device):
-    """Replace the zeros in `cfg` by what they stand for. Raises ValueError where a size is out of range."""
-    cfg.pictures = cfg.pictures or PICTURES[device]
-    cfg.decoded = cfg.decoded or DECODED[device]
-    cfg.repeats = cfg.repeats or (1 if cfg.tiny else 3)
-    settings.check_range(cfg, "pictures", low=FAIR_BATCH[device])
-    for name in ("decoded", "epochs", "repeats"):
-        settings.check_range(cfg, name, low=1)
-    settings.check_range(cfg, "workers", low=0, high=256)
-    settings.check_range(cfg, "seed", low=0, high=settings.MAX_SEED)
-    for size in (*cfg.stage_1_batches, *cfg.stage_2_batches):
-        if not 1 <= size <= cfg.pictures:
-            raise ValueError(f"a batch of {size} is out of range: 1 to the number of --pictures, {cfg.pictures}")
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    cfg: object  # the script's default Config
+    learning_rates: dict
+    clip_layers: int = 0
+    gpt2_layers: int = 0
+
+
+STAGES = (
+    Stage("stage 1", train.Config(), {"head": train.Config.learning_rate}),
+    Stage("stage 2", fine_tune.Config(), {"head": fine_tune.Config.learning_rate, "clip": fine_tune.Config.clip_learning_rate,
+                                          "gpt2": fine_tune.Config.gpt2_learning_rate},
+          fine_tune.Config.clip_layers, fine_tune.Config.gpt2_layers))
 
 
 def main(cfg):
     precision = Precision(cfg.device)
-    set_sizes(cfg, precision.device.type)
+    device = precision.device.type
+    cfg.images, cfg.batch_sizes = cfg.images or IMAGES[device], cfg.batch_sizes or BATCH_SIZES[device]
+    cfg.workers = cfg.workers or available_cores()
+    settings.check_ranges(cfg, epochs=(1, 1_000), repeats=(1, 1_000), workers=(1, 1_000), images=(max(cfg.batch_sizes), 10**6))
     folder = Path(cfg.output_dir).resolve()
-    tell(f"inputs, in {folder / 'inputs'}")
-    inputs = make_inputs(folder / "inputs", cfg.pictures, cfg.decoded, cfg.tiny, cfg.seed)
-    # the bars of parts that last a second, and what libraries warn of
-    with TemporaryDirectory(prefix="work.", dir=folder) as work, open(folder / "throughput.log", "w") as log, \
-            contextlib.redirect_stderr(log):
-        content = measure(cfg, inputs, precision, work)
-    print_report(content)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (TemporaryDirectory(prefix="throughput.", dir=folder) as work, open(folder / "throughput.log", "w") as log,
+          contextlib.redirect_stdout(log), contextlib.redirect_stderr(log)):
+        content = measure(cfg, precision, Path(work))
     write_json(folder / "throughput.json", content)
-    draw_growth(content["growth"], cfg.epochs, folder / "growth.png")
-    print(f"\nnumbers {folder / 'throughput.json'}, plot {folder / 'growth.png'}")
+    print_report(content)
+    print(f"\nnumbers {folder / 'throughput.json'}")
 
 
-def measure(cfg, inputs, precision, work):
-    """Everything that throughput.json holds."""
-    bench = Workbench(inputs, precision, cfg, work)  # imports what the scripts import: none of them reads it from the disk
-    tell("the cold mini run")
-    cold = measure_cold_runs(inputs, cfg, precision, work)
-    tell("matrix product")
-    machine = describe_machine(precision) | {"matrix_tflops": matrix_rate(bench.clock, precision.dtype) / 1e12}
-    tell("decoding and encoding")
-    rows, parts = measure_encoding(bench)
-    cached, plain, losses = {}, {}, {}
+def measure(cfg, precision, work):
+    """The content of throughput.json."""
+    report_progress("generating inputs")
+    bench = Bench(cfg, precision, work)
+    machine = describe_machine(precision)
+    report_progress("decoding and encoding")
+    rows, trainings = [decoding_row(bench), *encoding_rows(bench)], []
     for stage in STAGES:
-        tell(f"training and answering, {stage.name}")
-        stage_rows, cached[stage.name], plain[stage.name], losses[stage.name] = measure_training(
-            bench, stage, machine["matrix_tflops"] * 1e12)
-        answers = measure_answering(bench, stage)
-        rows += [*stage_rows, answers]
-    tell("start-up")
-    rows += measure_start_up(bench, cfg)
-    for title, runs in cold.items():
-        rows += cold_rows(runs, title, plain_seconds(bench.rows, cfg.epochs, plain, answers.plain))
-    tell("growth")
-    growth = measure_growth(bench, cfg.epochs, plain, answers.plain)
-    rows.append(Row("host memory of this benchmark", own_peak_mb(), "MB"))
-    closing = [close(bench, stage, cfg, parts, cached[stage.name], plain[stage.name]) for stage in STAGES]
-    return {"machine": machine, "settings": asdict(cfg), "inputs": describe_inputs(inputs, bench),
-            "rows": [row.entry() for row in rows], "closing": [item.entry() for item in closing], "growth": growth,
-            "losses": losses}
+        report_progress(stage.name)
+        stage_rows, training = measure_stage(bench, stage, machine["matrix_tflops"] * 1e12)
+        rows, trainings = rows + stage_rows, [*trainings, training]
+    report_progress("start-up")
+    return {"machine": machine, "inputs": bench.description, "rows": rows, "trainings": trainings,
+            "start_up": measure_start_up(bench)}
 
 
-def tell(part):
-    print(f"{time.strftime('%H:%M:%S')} {part}", flush=True)
+def report_progress(part):
+    print(f"{time.strftime('%H:%M:%S')} {part}", file=sys.__stdout__, flush=True)  # sys.stdout is the log
 
 
-def describe_inputs(inputs, bench):
-    """{what: number} of the data set."""
-    return {"pictures": bench.rows["image_path"].nunique(), "questions": len(bench.rows), "words": len(bench.vocab),
-            "bytes_per_picture": round(inputs.bytes_per_picture),
-            "encoders": "tiny" if bench.tiny else "CLIP ViT-B/32 and distilgpt2, random weights"}
+def make_row(name, unit, ours, plain, ceiling, ceiling_is):
+    """One line of the table: three rates, and how many `times` faster than the plain loop, and the `share` of the ceiling."""
+    return {"name": name, "unit": unit, "ours": ours, "plain": plain, "times": ours / plain, "ceiling": ceiling,
+            "share": ours / ceiling, "ceiling_is": ceiling_is}
 
 
-def close(bench, stage, cfg, parts, cached, plain):
-    """The Closing of one stage: what is done once and all epochs from the cache, against as many epochs of the plain loop.
+class Bench:
+    """Inputs and settings of a run, and the models and datasets that are made from them."""
 
-    All questions of the data set are trained on, at the same batch size on both sides. `cached`, `plain`: {batch size:
-    samples/s}.
-    """
-    once_s = parts["decode"] + parts[f"{stage.name} pictures"] + parts[f"{stage.name} questions"]
-    samples, batch_size = cfg.epochs * len(bench.rows), FAIR_BATCH[bench.device]
-    model = bench.model(stage)
-    expected = EXPECTED_ON_CPU[stage.name] if bench.device == "cpu" and cfg.epochs == EXPECTED_EPOCHS and not cfg.tiny else None
-    return Closing(f"cached {stage.name} over {cfg.epochs} epochs against the plain loop", batch_size,
-                   once_s + samples / cached[batch_size], samples / plain[batch_size], bench.times_fewer(model, cfg.epochs),
-                   "encoders' operations counted: frozen blocks once for each picture and question, not in every epoch for "
-                   "every row; decoding, which only the plain loop repeats, comes on top", expected)
+    def __init__(self, cfg, precision, work):
+        self.cfg, self.precision, self.work, self.data_dir = cfg, precision, work, work / "data"
+        self.paths = write_data(self.data_dir, cfg.images, cfg.seed)
+        self.clip_model, self.gpt2_model = write_encoders(work / "encoders", cfg.tiny, cfg.seed)
+        self.encoders = load_encoders(self.clip_model, "", self.gpt2_model)
+        self.rows = read_rows(self.data_dir).assign(split="train")  # one dataset of all rows
+        self.vocab = Vocab([*SPECIALS, *ANSWER_WORDS])
+        num_bytes = sum((self.data_dir / path).stat().st_size for path in self.paths)
+        self.description = {"images": cfg.images, "questions": len(self.rows), "bytes_per_image": num_bytes // cfg.images,
+                            "encoders": "the demo's" if cfg.tiny else "CLIP ViT-B/32 and distilgpt2, random weights"}
+
+    def model(self, stage):
+        """A new VQAModel at the stage's freeze boundary, with its own copy of the encoders."""
+        torch.manual_seed(self.cfg.seed)
+        encoders = copy.deepcopy(self.encoders)
+        model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(self.vocab), ModelConfig())
+        model.unfreeze(stage.clip_layers, stage.gpt2_layers)
+        return model.to(self.precision.device)
+
+    def dataset(self, model):
+        """The VQADataset of all rows, decoded and encoded into an empty cache."""
+        cfg = train.Config(cache_dir=str(self.work / f"cache-{time.time_ns()}"), workers=self.cfg.workers)
+        datasets = build_datasets(model, self.encoders, self.vocab, self.rows, self.data_dir, cfg, self.precision, ["train"])
+        return datasets["train"]
+
+    def plain_rows(self, model, count=None):
+        """The same rows, or the first `count` of them, for the plain loop."""
+        return PlainRows(self.rows[:count], self.vocab, model, self.encoders, self.data_dir, self.precision)
+
+    def rate(self, count, work):
+        """`count` per second of `work`."""
+        return count / time_median(work, self.precision.device, self.cfg.repeats, REPEAT_S["tiny" if self.cfg.tiny else "real"])
+
+
+def decoding_row(bench):
+    """Images/s of features.pixels.decode_images, with worker processes and the file that it writes."""
+    def decode():
+        with TemporaryDirectory(dir=bench.work) as cache_dir:
+            decode_images(bench.data_dir, bench.paths, bench.encoders.image, cache_dir, workers)
+
+    workers, few, files = bench.cfg.workers, bench.paths[:32], [bench.data_dir / path for path in bench.paths]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        decode_part = partial(decode_all, bench.encoders.image.resize)
+        parts = [files[number::workers] for number in range(workers)]
+        ceiling = bench.rate(len(files), lambda: list(pool.map(decode_part, parts)))
+    return make_row(f"decode, {workers} workers", "images/s", bench.rate(len(files), decode),
+                    bench.rate(len(few), lambda: bench.plain_rows(None).decode(few)),
+                    ceiling, f"the decoder alone in {workers} processes")
+
+
+def decode_all(resize, files):
+    torch.set_num_threads(1)  # as in the worker processes of torch's DataLoader
+    for path in files:
+        decode_image(path, resize)
+
+
+def encoding_rows(bench):
+    """Images/s and questions/s of encoding for stage 1: from decoded images, and from texts, to stored features."""
+    model, texts = bench.model(STAGES[0]), sorted(set(bench.rows["question"]))
+    plain, small, large = bench.plain_rows(model), max(bench.cfg.batch_sizes), LARGE_BATCH[bench.precision.device.type]
+    pixels = decode_images(bench.data_dir, bench.paths, bench.encoders.image, bench.work / "pixels", bench.cfg.workers)
+    batch = torch.from_numpy(pixels.pixels[:large].copy())
+
+    def encode_all_images():
+        with TemporaryDirectory(dir=bench.work) as cache_dir:
+            encode_images(model, bench.encoders.image, pixels, cache_dir, bench.precision)
+
+    def encode_all_questions():
+        with TemporaryDirectory(dir=bench.work) as cache_dir:
+            ids, lengths = tokenize_questions(bench.encoders.question.tokenizer, texts, model.config.question_max_len)
+            encode_questions(model, bench.encoders.question, ids, lengths, cache_dir, bench.precision)
+
+    ceiling_is = f"the encoder alone, batch {large}"
+    return [make_row("encode images for stage 1", "images/s", bench.rate(len(bench.paths), encode_all_images),
+                     bench.rate(len(batch[:small]), lambda: plain.encode_images(batch[:small])),
+                     bench.rate(len(batch), lambda: plain.encode_images(batch)), ceiling_is),
+            make_row("encode questions for stage 1", "questions/s", bench.rate(len(texts), encode_all_questions),
+                     bench.rate(len(texts[:small]), lambda: plain.encode_questions(texts[:small])),
+                     bench.rate(len(texts[:large]), lambda: plain.encode_questions(texts[:large])), ceiling_is)]
+
+
+def measure_stage(bench, stage, matrix_rate):
+    """(rows of the table, comparison of a whole training). `matrix_rate`: operations per second of a matrix product."""
+    model, rows, started = bench.model(stage), [], time.perf_counter()
+    dataset, plain_rows = bench.dataset(model), bench.plain_rows(model)
+    once_s = time.perf_counter() - started
+    for size in bench.cfg.batch_sizes:
+        batches, plain_batches = (endless_batches(bench, stage, source, size) for source in (dataset, plain_rows))
+        cached = bench.rate(size, training_step(bench, stage, model, batches))
+        plain = bench.rate(size, training_step(bench, stage, model, plain_batches))
+        batch = next(batches)
+        if stage.clip_layers:
+            operations = step_operations(model, batch) / size
+            ceiling = matrix_rate / operations
+            ceiling_is = f"{operations / 1e9:.3g} GFLOP per sample at the rate of a matrix product"
+        else:
+            ceiling = bench.rate(size, training_step(bench, stage, model, itertools.repeat(batch)))
+            ceiling_is = "the step alone, always on the same batch"
+        rows.append(make_row(f"{stage.name}, batch {size}", "samples/s", cached, plain, ceiling, ceiling_is))
+    # a whole training, at the last batch size
+    losses = [evaluate(model, source, size, bench.precision, torch.arange(size)) for source in (dataset, plain_rows)]
+    rows.append(answering_row(bench, stage, model, dataset, bench.plain_rows(model, size)))
+    samples = bench.cfg.epochs * len(bench.rows)
+    bound = operations_ratio(model, bench.rows, bench.encoders.question.tokenizer, bench.cfg.epochs)
+    return rows, {"name": f"{stage.name}, {bench.cfg.epochs} epochs, batch {size}", "once_s": once_s,
+                  "ours_s": once_s + samples / cached, "plain_s": samples / plain, "bound": bound,
+                  "loss_ours": losses[0], "loss_plain": losses[1]}
+
+
+def endless_batches(bench, stage, dataset, batch_size):
+    """Full batches of `dataset`, epoch after epoch, in the order of the stage's training."""
+    draw = train.generator(bench.cfg.seed, 1)
+    while True:
+        order = dataset.epoch_order(draw, stage.clip_layers > 0)
+        yield from (dataset.batch(rows) for rows in order.split(batch_size) if len(rows) == batch_size)
+
+
+def training_step(bench, stage, model, batches):
+    """A function that trains on the next batch of `batches`."""
+    optimizer, scaler = make_optimizer(model, stage.learning_rates, stage.cfg.weight_decay), bench.precision.scaler()
+    set_learning_rates(optimizer, 1.0)
+    model.train()
+    return lambda: train_step(model, next(batches), optimizer, scaler, bench.precision, stage.cfg)
+
+
+def answering_row(bench, stage, model, dataset, few_plain_rows):
+    """Questions/s of greedy answers to all questions, as texts."""
+    batch = dataset.batch(torch.arange(min(ANSWER_BATCH, len(dataset))))
+
+    def generate():
+        with torch.no_grad(), bench.precision.autocast():
+            model.generate(batch)
+
+    cached, plain = (bench.rate(len(source), partial(answer_dataset, model, source, bench.precision, ANSWER_BATCH))
+                     for source in (dataset, few_plain_rows))
+    return make_row(f"answer from the cache of {stage.name}", "questions/s", cached, plain,
+                    bench.rate(len(batch["image_row"]), generate), "the model alone on one batch, without texts")
+
+
+def measure_start_up(bench):
+    """Median seconds of train.py until its line of epoch 0, on a few images from the cache; and of its imports alone."""
+    write_data(bench.work / "few", START_UP_IMAGES, bench.cfg.seed)
+    command = [sys.executable, ROOT / "train.py", "--data-dir", bench.work / "few", "--cache-dir", bench.work / "few_cache",
+               "--clip-model", bench.clip_model, "--gpt2-model", bench.gpt2_model, "--device", bench.cfg.device,
+               "--min-word-freq", 1, "--epochs", 1]
+    # the first run of each fills the caches
+    runs = [run_process([*command, "--output-dir", f"run_{number}"], bench.work, READY)
+            for number in range(bench.cfg.repeats + 1)]
+    imports = [run_process([sys.executable, "-c", IMPORTS], bench.work, READY) for _ in range(bench.cfg.repeats + 1)]
+    return {"train_s": statistics.median(run.ready_s for run in runs[1:]),
+            "imports_s": statistics.median(run.ready_s for run in imports[1:])}
+
+
+def print_report(content):
+    """Print the content of throughput.json."""
+    for part in ("machine", "inputs"):
+        print(f"{part}: " + ", ".join(f"{name} {short(value)}" for name, value in content[part].items()))
+    print(f"\n{'':34} {'ours':>7} {'':11} {'plain loop':>10} {'times':>6} {'ceiling':>8} {'share':>6}")
+    for row in content["rows"]:
+        print(f"{row['name']:34} {short(row['ours']):>7} {row['unit']:11} {short(row['plain']):>10} {short(row['times']):>6} "
+              f"{short(row['ceiling']):>8} {row['share']:>6.2f}  {row['ceiling_is']}")
+    print("\nwhole trainings: ours is what is done once, as timed, and all epochs at the measured rate;\n"
+          "bound: how many times fewer operations the encoders need, by count")
+    for item in content["trainings"]:
+        print(f"{item['name']}: {item['plain_s'] / item['ours_s']:.2f} times faster, {item['ours_s']:.1f} s "
+              f"({item['once_s']:.1f} s of them once) against {item['plain_s']:.1f} s, bound {item['bound']:.2f}; "
+              f"loss of the same rows {item['loss_ours']:.7f}, plain loop {item['loss_plain']:.7f}")
+    print(f"start-up of train.py to epoch 0: {content['start_up']['train_s']:.1f} s; "
+          f"its imports alone: {content['start_up']['imports_s']:.1f} s")
+
+
+def short(value):
+    """A value as text; floats with three digits or more."""
+    return (f"{value:,.0f}" if value >= 1000 else f"{value:.3g}") if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ import os
 import signal
 import sys
 
-MAX_SEED = 2 ** 31 - 1  # numpy, torch and random all accept it
+# ranges of settings that several scripts have
+COUNT, WORKERS = (1, 1_000_000), (0, 256)
+POSITIVE = (1e-12, 1e6)
+SEED = (0, 2 ** 31 - 1)  # numpy, torch and random all accept it
 
 
 def run(main, config_class):
@@ -43,13 +46,9 @@ def print_settings(cfg):
     sys.stdout.flush()
 
 
-def check_range(cfg, name, low=None, high=None, low_open=False):
-    """Raise ValueError unless low <= cfg.name <= high (low < cfg.name if `low_open`). NaN is out of range."""
-    value = getattr(cfg, name)
-    above = low is None or (value > low if low_open else value >= low)
-    below = high is None or value <= high
-    if not (above and below):
-        left = "" if low is None else f"{low} {'<' if low_open else '<='} "
-        right = "" if high is None else f" <= {high}"
-        flag = name.replace("_", "-")
-        raise ValueError(f"--{flag} {value} is out of range: {left}{name}{right}")
+def check_ranges(cfg, **ranges):
+    """Raise ValueError unless each named setting lies in its range (lowest, highest). NaN lies in no range."""
+    for name, (lowest, highest) in ranges.items():
+        value = getattr(cfg, name)
+        if not lowest <= value <= highest:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: {lowest} <= {name} <= {highest}")

@@ -1,22 +1,22 @@
-"""What each choice is worth: trains and scores the demo's variants with several seeds and prints one table.
+"""Ablations: trains and scores variants of the demo with several seeds and prints one table.
 
-Runs train.py, fine_tune.py and test.py with their own flags, one run per variant and seed, and leaves each run's results
-CSV in OUTPUT_DIR; a run whose CSV is there, made with the same flags, data and encoders, is not made again. Writes
-OUTPUT_DIR/ablations.md. `make ablations` passes the demo's flags; about an hour on two cores.
+Calls train.py, fine_tune.py and test.py, once per variant and seed. Reads the data set of `make demo-data`. Writes one
+folder per run and ablations.md into OUTPUT_DIR. A finished run with the same flags, data and encoders is not repeated.
+`make ablations` passes the demo's flags; about an hour on two cores.
 """
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from common import settings
@@ -24,142 +24,126 @@ from common.files import atomic_write, write_json
 from evaluation.bootstrap import paired_difference
 from evaluation.report import join_results
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @dataclass
 class Config:
-    """Settings of the comparison."""
-
     data_dir: str = "demo/mini_vqa_v2"
-    """the demo's data set, as `make demo` builds it"""
+    """the demo's data set"""
     cache_dir: str = "demo/cache"
-    """stored outputs of the frozen blocks"""
+    """cached outputs of the frozen blocks"""
     output_dir: str = "output/ablations"
-    """one folder per run, and the table"""
+    """folder for the runs and the table"""
     train_flags: str = ""
-    """what train.py gets in every run, as one string"""
+    """flags of train.py for every run, as one string"""
     fine_tune_flags: str = ""
-    """what fine_tune.py gets in every run, but for the number of blocks"""
+    """flags of fine_tune.py for every run, without the number of blocks"""
+    split: Literal["test", "val"] = "test"
+    """split to score; use val to choose between variants, and keep test for the chosen one"""
     seeds: int = 3
-    """runs of each variant"""
+    """runs per variant"""
     first_seed: int = 42
-    """the seeds are this one and those after it"""
+    """the next seeds follow it"""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table: its flags for train.py, fine_tune.py (None: stage 1 is scored) and test.py."""
+    """One line of the table, and the flags in which it differs. `fine_tune` is None for variants of stage 1."""
 
     name: str
-    against: str | None
     train: str = ""
     fine_tune: str | None = None
     test: str = ""
 
 
-STAGE_1 = "stage 1: both inputs, gated, pooled, majority, greedy"
+STAGE_1 = Variant("stage 1: both inputs, gated, pooled, majority, greedy")
 VARIANTS = (
-    Variant(STAGE_1, None),
-    Variant("question only", STAGE_1, train="--inputs question"),
-    Variant("picture only", STAGE_1, train="--inputs image"),
-    Variant("plain concatenation", STAGE_1, train="--fusion concat"),
-    Variant("attention over the picture's tokens", STAGE_1, train="--image-pooling attention"),
-    Variant("one of the humans' answers each epoch", STAGE_1, train="--answer-sampling humans"),
-    Variant("beam of 3", STAGE_1, test="--beam-size 3"),
-    Variant("stage 2, last 1 + 1 blocks", STAGE_1, fine_tune="--clip-layers 1 --gpt2-layers 1"),
-    Variant("stage 2, last 2 + 2 blocks", STAGE_1, fine_tune="--clip-layers 2 --gpt2-layers 2"),
-    Variant("stage 2, last 4 + 4 blocks", STAGE_1, fine_tune="--clip-layers 4 --gpt2-layers 4"),
+    STAGE_1,
+    Variant("question only", train="--inputs question"),
+    Variant("image only", train="--inputs image"),
+    Variant("plain concatenation", train="--fusion concat"),
+    Variant("attention over the image's tokens", train="--image-pooling attention"),
+    Variant("a random annotation per epoch instead of the majority", train="--answer-sampling humans"),
+    Variant("beam of 3", test="--beam-size 3"),
+    Variant("stage 2, last 1 + 1 blocks", fine_tune="--clip-layers 1 --gpt2-layers 1"),
+    Variant("stage 2, last 2 + 2 blocks", fine_tune="--clip-layers 2 --gpt2-layers 2"),
+    Variant("stage 2, all 4 + 4 blocks", fine_tune="--clip-layers 4 --gpt2-layers 4"),
 )
 
 
 def main(cfg):
-    settings.check_range(cfg, "seeds", low=1, high=100)
+    settings.check_ranges(cfg, seeds=(1, 100))
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
-    started = time.time()
     for variant, seed in tqdm([(variant, seed) for seed in seeds for variant in VARIANTS], "runs", unit=" runs"):
         run_variant(variant, seed, cfg)
-    table = make_table(cfg, seeds)
-    minutes = (time.time() - started) / 60
-    text = (f"{table}\n\n{cfg.seeds} seeds each; mean sentence BLEU (lowest to highest seed), exact match, and the "
-            "difference in mean sentence BLEU with its 95 % interval, paired by question, resampled by picture.\n")
+    lines = ["| variant | mean sentence BLEU | exact match | against the first line |", "|---|---|---|---|"]
+    lines += [table_line(variant, seeds, cfg) for variant in VARIANTS]
+    text = ("\n".join(lines) + f"\n\n{cfg.seeds} seeds each, {cfg.split} split: mean sentence BLEU (lowest to highest seed), "
+            "exact match, and the difference in mean sentence BLEU with its 95 % interval, paired by question, resampled by "
+            "image. Bold: the interval excludes zero.\n")
     with atomic_write(Path(cfg.output_dir) / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{minutes:.0f} minutes; table {Path(cfg.output_dir) / 'ablations.md'}")
+    print(f"\n{text}\ntable {Path(cfg.output_dir) / 'ablations.md'}")
 
 
-def results_path(variant, seed, cfg):
-    """The results CSV of one run."""
-    return folder_of(variant.name, seed, cfg) / "results.csv"
-
-
-def folder_of(name, seed, cfg):
-    """The folder of one run: the variant's name in letters, digits and dashes, then the seed."""
-    letters = "".join(letter if letter.isalnum() else " " for letter in name)
-    return Path(cfg.output_dir) / f"{'-'.join(letters.split())}-seed-{seed}"
+def run_folder(variant, seed, cfg):
+    """The folder of one run, named after variant and seed."""
+    return Path(cfg.output_dir) / f"{re.sub('[^a-z0-9]+', '-', variant.name)}-seed-{seed}"
 
 
 def run_variant(variant, seed, cfg):
-    """Train what the variant needs and is not there, then score it on the test split."""
-    made_with, note = what_it_is_made_with(variant, cfg), folder_of(variant.name, seed, cfg) / "made_with.json"
-    if results_path(variant, seed, cfg).is_file() and note.is_file() and json.loads(note.read_text()) == made_with:
+    """Train the variant if it needs training, then score it. Does nothing if the same run is finished."""
+    folder, made_with = run_folder(variant, seed, cfg), describe_run(variant, cfg)
+    if (folder / "run.json").is_file() and json.loads((folder / "run.json").read_text(encoding="utf-8")) == made_with:
         return
-    folder, data = folder_of(variant.name, seed, cfg), ["--data-dir", cfg.data_dir, "--cache-dir", cfg.cache_dir]
-    stage_1 = folder_of(STAGE_1, seed, cfg)
-    if variant.train or variant.name == STAGE_1:
-        call("train.py", *data, *shlex.split(f"{cfg.train_flags} {variant.train}"), "--seed", seed, "--output-dir", folder)
-        checkpoint = folder
-    elif variant.fine_tune is not None:
+    data = ["--data-dir", cfg.data_dir, "--cache-dir", cfg.cache_dir]
+    stage_1, trained = run_folder(STAGE_1, seed, cfg), folder
+    if variant.fine_tune is not None:
         call("fine_tune.py", *data, *shlex.split(f"{cfg.fine_tune_flags} {variant.fine_tune}"), "--seed", seed,
              "--checkpoint", stage_1 / "vqa_checkpoint.pt", "--output-dir", folder)
-        checkpoint = folder
+    elif variant.train or variant == STAGE_1:
+        call("train.py", *data, *shlex.split(f"{cfg.train_flags} {variant.train}"), "--seed", seed, "--output-dir", folder)
     else:
-        checkpoint = stage_1
-    call("test.py", *data, *shlex.split(variant.test), "--checkpoint", checkpoint / "vqa_checkpoint.pt", "--num-pictures", 0,
-         "--results-dir", folder / "results", "--results-csv", results_path(variant, seed, cfg),
+        trained = stage_1
+    call("test.py", *data, *shlex.split(variant.test), "--checkpoint", trained / "vqa_checkpoint.pt", "--split", cfg.split,
+         "--num-pictures", 0, "--results-dir", folder / "results", "--results-csv", folder / "results.csv",
          "--metrics-json", folder / "metrics.json", "--question-only-checkpoint", "none")
-    write_json(note, made_with)
+    write_json(folder / "run.json", made_with)
 
 
-def what_it_is_made_with(variant, cfg):
-    """Flags, and hashes of the data and of the demo's encoders: where one of them changes, a run is made again."""
+def describe_run(variant, cfg):
+    """Everything that a run's scores depend on: the flags, the split, and a hash of data and encoders."""
     files = [Path(cfg.data_dir) / name for name in ("metadata.csv", "qa_pairs.json")]
-    files += sorted((Path(__file__).parent / "encoders").glob("*/*"))
+    files += sorted((ROOT / "demo" / "encoders").glob("*/*"))
     return {"train": f"{cfg.train_flags} {variant.train}", "fine_tune": f"{cfg.fine_tune_flags} {variant.fine_tune}",
-            "test": variant.test, "files": hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()}
+            "test": variant.test, "split": cfg.split,
+            "files": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()}
 
 
 def call(script, *flags):
-    """Run a script as a user would; ValueError with its last words where it fails."""
+    """Run a script in a subprocess. Raises ValueError with its last line of output if it fails."""
     command = [sys.executable, script, *map(str, flags)]
-    result = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], text=True, capture_output=True)
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     if result.returncode:
-        last_words = (result.stderr.strip() or "no message").splitlines()[-1]
-        raise ValueError(f"`{shlex.join(command[1:])}` failed: {last_words}")
+        last_line = (result.stderr.strip() or "no message").splitlines()[-1]
+        raise ValueError(f"`{shlex.join(command[1:])}` failed: {last_line}")
 
 
-def make_table(cfg, seeds):
-    """The table in Markdown: a line per variant."""
-    lines = ["| variant | mean sentence BLEU | exact match | against the line above all |", "|---|---|---|---|"]
-    for variant in VARIANTS:
-        runs = [pd.read_csv(results_path(variant, seed, cfg), dtype=str, keep_default_na=False) for seed in seeds]
-        bleu = [run["sentence_bleu"].astype(float).mean() for run in runs]
-        exact = np.mean([run["exact_match"].astype(float).mean() for run in runs])
-        difference = "" if variant.against is None else format_difference(variant, seeds, cfg)
-        spread = f"{np.mean(bleu):.1f} ({min(bleu):.1f} to {max(bleu):.1f})"
-        lines.append(f"| {variant.name} | {spread} | {exact:.1f} | {difference} |")
-    return "\n".join(lines)
-
-
-def format_difference(variant, seeds, cfg):
-    """The mean difference to `variant.against` over the seeds, with its interval; bold where that leaves out zero."""
-    base = next(other for other in VARIANTS if other.name == variant.against)
-    changes = []
-    for seed in seeds:
-        table = join_results(results_path(base, seed, cfg), results_path(variant, seed, cfg))
-        changes.append(table["sentence_bleu_b"].astype(float) - table["sentence_bleu_a"].astype(float))
-    # rows keep their order from seed to seed, so a row's changes are averaged before pictures are drawn
-    difference, low, high = paired_difference(np.mean(changes, axis=0), np.zeros(len(table)), table["image_id_a"].tolist())
-    text = f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+def table_line(variant, seeds, cfg):
+    """One line of the Markdown table: scores, and the difference to stage 1 averaged over the seeds."""
+    tables = [join_results(*(run_folder(run, seed, cfg) / "results.csv" for run in (STAGE_1, variant))) for seed in seeds]
+    bleu_1, bleu, exact = (np.array([table[column].astype(float) for table in tables])
+                           for column in ("sentence_bleu_a", "sentence_bleu_b", "exact_match_b"))     # (seeds, questions)
+    difference = ""
+    if variant != STAGE_1:
+        # all seeds have the same questions in the same order: average over the seeds, then resample images
+        mean, low, high = paired_difference(bleu.mean(axis=0), bleu_1.mean(axis=0), tables[0]["image_id_a"].tolist())
+        bold = "**" if low > 0 or high < 0 else ""
+        difference = f"{bold}{mean:+.1f} [{low:+.1f}, {high:+.1f}]{bold}"
+    per_seed = bleu.mean(axis=1)
+    spread = f"{per_seed.mean():.1f} ({per_seed.min():.1f} to {per_seed.max():.1f})"
+    return f"| {variant.name} | {spread} | {exact.mean():.1f} | {difference} |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws a `Scene` with Pillow: twice the size, then reduced, so that edges are smooth."""
+"""Draws a `Scene` with Pillow, at twice the final size. Reducing it then gives smooth edges."""
 import math
 import random
 
@@ -10,17 +10,17 @@ WOOD, INK, GLASS, SKIN = (125, 85, 55), (45, 45, 55), (200, 228, 240), (245, 150
 SKY = {"day": ((105, 180, 245), (205, 233, 250)), "evening": ((235, 120, 95), (253, 215, 150)),
        "night": ((18, 24, 62), (66, 76, 130))}
 LAND = {"meadow": (142, 203, 104), "beach": (242, 222, 165), "snowfield": (238, 243, 249), "street": (160, 162, 168)}
-DIM = {"day": 1.0, "evening": 0.9, "night": 0.62}     # how bright the land looks
-SCALE = {"small": 0.25, "big": 0.43}                  # height of a thing, as a share of the picture's shorter side
+DIM = {"day": 1.0, "evening": 0.9, "night": 0.62}     # brightness of the land
+SCALE = {"small": 0.25, "big": 0.43}                  # height of a thing, as a share of the image's shorter side
 HEIGHT_OF = {"cat": 0.8, "dog": 0.8, "bird": 0.85, "ball": 0.95, "car": 1.05, "umbrella": 1.05}  # beside other things
 HALF_WIDTH = {"cat": 0.74, "dog": 0.74, "bird": 0.7, "car": 0.62, "boat": 0.56, "house": 0.55, "umbrella": 0.56}
 OVERSAMPLING = 2
 
 
 def draw_scene(scene):
-    """The picture of `scene` as an RGB PIL image of `scene.picture_size`."""
+    """`scene` as an RGB PIL image of size `scene.image_size`."""
     rng = random.Random(scene.look)
-    width, height = (OVERSAMPLING * side for side in scene.picture_size)
+    width, height = (OVERSAMPLING * side for side in scene.image_size)
     horizon = round(height * rng.uniform(0.56, 0.62))
     image = _sky(scene, width, height)
     draw = ImageDraw.Draw(image)
@@ -36,7 +36,7 @@ def draw_scene(scene):
 
 
 def _place(draw, scene, thing, width, height, jitter):
-    """Find the spot and scale of `thing` and draw it there."""
+    """Compute position and scale of `thing`, then draw it."""
     dx, dy, facing, stretch = jitter[thing.layer, thing.column]
     unit = min(width, height)
     scale = unit * SCALE[thing.size] * HEIGHT_OF.get(thing.kind, 1.0) * stretch
@@ -62,13 +62,16 @@ def _place(draw, scene, thing, width, height, jitter):
 
 
 def _inside(x, width, scale, kind):
-    """`x` moved so that nothing of the thing is cut off at the picture's edge."""
+    """`x`, moved so that the whole thing is inside the image."""
     reach = scale * HALF_WIDTH.get(kind, 0.45)
     return min(max(x, reach), width - reach)
 
 
 class Pen:
-    """Draws in a thing's own units: x to the right and y up from the middle of its foot, 1 = its height."""
+    """Draws in coordinates of one thing: origin at the middle of its foot, y upwards, 1 = its height.
+
+    `facing` is 1, or -1 to mirror the thing.
+    """
 
     def __init__(self, draw, x, y, scale, facing):
         self.draw, self.x, self.y, self.scale, self.facing = draw, x, y, scale, facing
@@ -106,12 +109,12 @@ class Pen:
 
 
 def shade(color, factor):
-    """`color` made darker (factor < 1) or lighter (factor > 1)."""
+    """A darker (factor < 1) or lighter (factor > 1) `color`."""
     return tuple(min(255, round(channel * factor)) for channel in color)
 
 
 def mix(one, two, share):
-    """`one` with `share` of `two`."""
+    """A mix of two colors; `share` (0 to 1) is the part of `two`."""
     return tuple(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
 
 
@@ -125,7 +128,7 @@ def _sky(scene, width, height):
 
 
 def _heavens(draw, scene, width, height, horizon, rng):
-    """Sun, moon and stars when clear; clouds otherwise."""
+    """Sun, moon and stars in clear weather, clouds otherwise."""
     free = [column for column in range(3) if all(thing.column != column for thing in scene.flying())]
     x = width * ((1 + 2 * rng.choice(free or [0])) / 6 + rng.uniform(-0.1, 0.1))
     radius, y = min(width, height) * 0.085, height * rng.uniform(0.13, 0.2)
@@ -290,7 +293,7 @@ def _dog_head(pen, x, y, main):
 
 
 def _animal(pen, main, thing, head):
-    """Cat and dog share three postures; heads, ears and tails differ."""
+    """A cat or a dog: sitting, sleeping or running. Head and tail differ."""
     tail = [(-0.3, 0.12), (-0.52, 0.2), (-0.56, 0.5)] if thing.kind == "cat" else [(-0.26, 0.2), (-0.5, 0.36)]
     if thing.action == "sitting":
         pen.line(tail, shade(main, 0.7), 3.5)

@@ -1,8 +1,8 @@
-"""Draws the demo's cartoon scenes and writes them, with questions and answers, in the official VQA v2 layout.
+"""Draws the demo's cartoon scenes and writes them, with questions and answers, in the file layout of VQA v2.
 
-Reads nothing. Writes OUTPUT_DIR/train2014/COCO_train2014_%012d.jpg and the two JSON files that VQA v2 uses
-(questions; annotations with ten simulated human answers each). Prints how many of each kind were written.
-6,000 scenes take about half a minute on two cores. The same seed gives the same bytes whatever the workers.
+Reads the settings of the encoders' pretraining. Writes OUTPUT_DIR/train2014/COCO_train2014_%012d.jpg and the two JSON
+files of VQA v2: questions, and annotations with ten simulated answers each. Prints the number of questions of each kind.
+6,000 scenes take about half a minute on two cores. The same seed gives the same bytes with any number of workers.
 """
 import json
 import random
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 
 from common import settings
 from common.files import atomic_write
@@ -23,7 +23,7 @@ from demo.drawing import draw_scene
 from demo.questions import ask
 from demo.world import family_of, sample_partition
 
-ENCODERS = Path(__file__).resolve().parent / "encoders"  # whose pretraining the demo must not repeat
+ENCODERS = Path(__file__).resolve().parent / "encoders"
 SUBSET = "train2014"
 JPEG_QUALITY = 88
 LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT: drawn by demo/make_scenes.py"}
@@ -31,20 +31,18 @@ LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT: drawn by d
 
 @dataclass
 class Config:
-    """Settings of the scene drawing."""
-
     output_dir: str = "demo/vqa_v2"
-    """folder that receives the two JSON files and the pictures"""
+    """folder for the two JSON files and the images"""
     num_scenes: int = 6000
-    """number of pictures; about five questions are asked about each"""
+    """number of images, each with about five questions"""
     workers: int = 2
-    """processes that draw (1 = none beside this one)"""
+    """processes that draw; 1 = only the main process"""
     seed: int = 42
     """another seed gives other scenes, questions and answers"""
 
 
 def demo_scene(seed, image_id, banned=frozenset()):
-    """The scene of one demo picture, of no `banned` description, and the generator that goes on to ask about it."""
+    """The scene of one demo image, and the generator for its questions. Scenes with a `banned` description are skipped."""
     rng = random.Random(f"{seed}:{image_id}")
     scene = sample_partition(rng, demo=True)
     while scene.description() in banned:
@@ -53,28 +51,29 @@ def demo_scene(seed, image_id, banned=frozenset()):
 
 
 def banned_descriptions(seed, image_ids):
-    """The descriptions that the demo would show and pretraining has shown in a mirror, as it shows every scene.
+    """Descriptions (frozenset of str) of demo scenes whose mirror image was in the pretraining set.
 
-    Pretraining's scenes are drawn again, as descriptions only, from the settings that stand beside the encoders.
+    Pretraining shows every scene mirrored too, and a mirror image may fall on the demo's side of the hash. The
+    pretraining scenes are sampled again, without drawing them, from the settings stored with the encoders.
     """
-    made_with = json.loads((ENCODERS / "settings_clip.json").read_text(encoding="utf-8"))
-    seen = {scene.mirrored().description() for number in range(made_with["num_families"])
-            for scene in family_of(made_with["seed"], number)}
+    pretraining = json.loads((ENCODERS / "settings_clip.json").read_text(encoding="utf-8"))
+    seen = {scene.mirrored().description() for number in range(pretraining["num_families"])
+            for scene in family_of(pretraining["seed"], number)}
     banned = set()
     while clashes := seen & {demo_scene(seed, image_id, banned)[0].description() for image_id in image_ids}:
         banned |= clashes
     return frozenset(banned)
 
 
-def make_picture(image_id, seed, image_dir, banned=frozenset()):
-    """Draw and save one scene; returns its questions (dicts as `questions.ask` gives them)."""
+def make_image(image_id, seed, image_dir, banned=frozenset()):
+    """Draw and save one scene. Returns its questions, as `questions.ask` gives them."""
     scene, rng = demo_scene(seed, image_id, banned)
     draw_scene(scene).save(image_dir / f"COCO_{SUBSET}_{image_id:012d}.jpg", "JPEG", quality=JPEG_QUALITY)
     return ask(scene, rng)
 
 
 def official_entries(image_id, asked):
-    """The question and annotation entries of one picture in VQA v2's layout."""
+    """The entries of one image in VQA v2's questions file and annotations file: two lists of dicts."""
     questions, annotations = [], []
     for number, item in enumerate(asked):
         question_id, answers = image_id * 1000 + number, item["answers"]
@@ -92,9 +91,7 @@ def official_entries(image_id, asked):
 
 
 def main(cfg):
-    """Draw all pictures, write the two JSON files, print the counts."""
-    settings.check_range(cfg, "num_scenes", low=1)
-    settings.check_range(cfg, "workers", low=1)
+    settings.check_ranges(cfg, num_scenes=settings.COUNT, workers=(1, 256))
     folder = Path(cfg.output_dir)
     image_dir = folder / SUBSET
     image_dir.mkdir(parents=True, exist_ok=True)
@@ -102,9 +99,9 @@ def main(cfg):
         stale.unlink()
     image_ids = range(1, cfg.num_scenes + 1)
     banned = banned_descriptions(cfg.seed, image_ids)
-    draw = partial(make_picture, seed=cfg.seed, image_dir=image_dir, banned=banned)
+    draw = partial(make_image, seed=cfg.seed, image_dir=image_dir, banned=banned)
     asked = draw_all(draw, image_ids, cfg.workers, "scenes")
-    print(f"{len(banned)} scenes that pretraining has seen in a mirror were exchanged for others")
+    print(f"{len(banned)} scenes were replaced: their mirror image was in the pretraining set")
     questions, annotations = [], []
     for image_id, items in zip(image_ids, asked, strict=True):
         for total, part in zip((questions, annotations), official_entries(image_id, items), strict=True):
@@ -118,7 +115,7 @@ def main(cfg):
 
 
 def draw_all(make, numbers, workers, name):
-    """`[make(number) for number in numbers]` with `workers` processes and a progress bar, in order."""
+    """`[make(number) for number in numbers]`, computed by `workers` processes, with a progress bar."""
     if workers == 1:
         return [make(number) for number in tqdm(numbers, desc=name, unit="scene")]
     with ProcessPoolExecutor(workers) as pool:
@@ -126,15 +123,15 @@ def draw_all(make, numbers, workers, name):
 
 
 def write_compact(path, value):
-    """JSON without indentation, as the official files have it."""
+    """Write JSON without indentation, like the official files."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def report(folder, asked):
-    """Print how many pictures and questions of each kind were written."""
+    """Print the number of images, and of questions of each kind."""
     kinds = Counter(item["kind"] for items in asked for item in items)
-    print(f"{len(asked)} pictures and {kinds.total()} questions with ten answers each in {folder}")
+    print(f"{len(asked)} images and {kinds.total()} questions with ten answers each in {folder}")
     print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
 
 

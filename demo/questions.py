@@ -1,8 +1,8 @@
-"""Questions about a scene and what ten simulated people answer to them.
+"""Questions about a scene, and the answers of ten simulated annotators.
 
-Every question has a kind, several wordings and, for its scene, a list of (answer, weight): the usual
-phrase first, then how terser or differently spoken people would put it. Some people misread a scene:
-they answer for a scene that differs in one fact.
+A question has a kind, several wordings and a list of (answer, weight). The usual phrase is first; shorter and
+differently worded answers follow. Sometimes an annotator misreads the scene: the answer is then drawn for a scene that
+differs in one fact.
 """
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from demo.world import ANIMALS, COLUMNS, KINDS, LANDMARKS, change_one_fact
 
 LAND_NOUN = {"meadow": "grass", "beach": "sand", "snowfield": "snow", "street": "street"}
-# VQA's own way: a question's type is the longest of these that it starts with
+# as in VQA v2, the type of a question is the longest of these prefixes that it starts with
 QUESTION_TYPES = (
     "what color is the", "what colors are on the", "what is on the", "what is in the", "what is next to",
     "what is standing", "what is under the", "what is beside the", "what is the weather", "what is the ground",
@@ -18,15 +18,15 @@ QUESTION_TYPES = (
     "what time of day", "what animal", "what two", "what might the", "what", "which two", "which", "when was this",
     "where is the", "where can the", "where", "who owns the", "why is the", "how many", "how", "is there a", "is there an",
     "is the", "is it", "is", "can you see a", "can you see an", "do")
-MISREADING_SHARE = 0.055                             # how often a person answers for a scene with one fact changed
-BACKGROUND_SHARE = 0.27                              # how often weather, time or place is asked about
-USUAL = 0.75                                         # weight of the usual phrase: lower means more variety of wording
-MISREADINGS = 3                                      # different misread versions of a scene
+MISREADING_SHARE = 0.055                             # probability that an annotator misreads the scene
+BACKGROUND_SHARE = 0.27                              # probability of a question about weather, time or place
+USUAL = 0.75                                         # factor on the weight of the usual phrase; lower gives more variety
+MISREADINGS = 3                                      # misread versions of one scene
 
 
 @dataclass(frozen=True)
 class Question:
-    """`topic` names the fact asked for, so that a misread scene can be asked the same; options are (answer, weight)."""
+    """`topic` names the fact asked for; it finds the same question for a misread scene. `options`: (answer, weight)."""
 
     kind: str
     topic: str
@@ -35,7 +35,7 @@ class Question:
 
 
 def ask(scene, rng, num_long=3, num_short=2):
-    """Draw questions about `scene`: dicts with question, question_type, kind and ten answers."""
+    """Random questions about `scene`: dicts with question, question_type, kind and ten answers."""
     long, short, vague = long_questions(scene), short_questions(scene, rng), vague_questions(scene, rng)
     misread = [change_one_fact(scene, rng) for _ in range(MISREADINGS)]
     misread = [{question.topic: question for question in long_questions(other) + background_questions(other)}
@@ -48,14 +48,14 @@ def ask(scene, rng, num_long=3, num_short=2):
 
 
 def question_type(question):
-    """The longest known beginning of `question`, as VQA v2 defines its question types."""
+    """The longest of QUESTION_TYPES that `question` starts with, or "none of the above"."""
     text = question.lower()
     starts = [start for start in QUESTION_TYPES if text.startswith(start + " ")]
     return max(starts, key=len, default="none of the above")
 
 
 def _spread(questions, number, rng):
-    """Up to `number` questions, of different kinds as far as possible."""
+    """Up to `number` random questions, of different kinds if possible."""
     order = rng.sample(questions, len(questions))
     seen, ranked = Counter(), []
     for question in order:
@@ -100,12 +100,12 @@ def long_questions(scene):
 
 
 def a(*words):
-    """The words with the article that their first letter asks for."""
+    """The words after "a" or "an"."""
     return " ".join(("an" if words[0][0] in "aeiou" else "a", *words))
 
 
 def noun_phrase(thing):
-    """How people name a thing: (phrase, weight) in order."""
+    """Names of a thing as (phrase, weight), the usual one first."""
     size = {"small": "little", "big": "large"}[thing.size]
     return ((a(thing.size, thing.color, thing.kind), 69), (a(thing.color, thing.kind), 14),
             (f"{thing.size} {thing.color} {thing.kind}", 6), (f"{thing.color} {thing.kind}", 5),
@@ -113,7 +113,7 @@ def noun_phrase(thing):
 
 
 def _spot(scene, thing):
-    """Where a thing is, as (preposition, the other thing or None, a place without naming a thing)."""
+    """Position of a thing: (preposition, the other thing or None, a place that names no other thing)."""
     side = "in the middle" if thing.column == 1 else f"on the {COLUMNS[thing.column]} side"
     if thing.layer in ("on", "under"):
         host = scene.host_of(thing)
@@ -183,7 +183,7 @@ def _beside(thing, other):
 
 
 def _groups(scene):
-    """Questions about all that is in the sky, and about pairs."""
+    """Questions about everything in the sky, and about pairs of things."""
     questions, flying, grounded = [], scene.flying(), scene.grounded()
     wordings = ("What is in the sky?", "What is in the air?", "What is up in the sky?")
     if len(flying) == 1:
@@ -203,7 +203,7 @@ def _groups(scene):
 
 
 def background_questions(scene):
-    """Weather, time and place: questions that every scene can be asked."""
+    """Questions about weather, time and place. They fit every scene."""
     clear = {"day": "warm and sunny", "evening": "mild and clear", "night": "dark and clear"}[scene.time]
     weather = {"clear": clear, "cloudy": "grey and cloudy", "rainy": "wet and rainy", "snowy": "cold and snowy"}
     first, second = weather[scene.weather].split(" and ")
@@ -223,7 +223,7 @@ def background_questions(scene):
 
 
 def short_questions(scene, rng):
-    """Questions that people answer with yes, no, a number, one or two words: the filter is to drop them."""
+    """Questions with an answer of one or two words. The filter of mini_vqa_v2.py drops them."""
     kinds = [thing.kind for thing in scene.things]
     asked = rng.choice(kinds if rng.random() < 0.5 else KINDS)
     present = "yes" if asked in kinds else "no"
@@ -253,7 +253,7 @@ def short_questions(scene, rng):
 
 
 def vague_questions(scene, rng):
-    """Questions to which no two people give the same answer: too few will agree."""
+    """Questions on which annotators disagree. The filter of mini_vqa_v2.py drops them."""
     thing = rng.choice(scene.things)
     whose = tuple(f"{who} {where}" for who in ("a boy", "an old man", "some girl", "a farmer", "my neighbor")
                   for where in ("next door", "from the city", "in the house", "I do not know", "with a hat"))

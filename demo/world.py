@@ -1,8 +1,7 @@
-"""What a cartoon scene contains: kinds, colours, places, relations. No drawing and no language here.
+"""The content of a cartoon scene: kinds, colors, places, relations. Drawing and language are in other files.
 
-A scene is described by discrete facts (`Scene.description`); where exactly a thing stands within its
-place is decided by the drawing. A hash of the description says whether a scene may be shown by the
-demo or belongs to the encoders' pretraining, so the two never share a described scene.
+A scene is a set of discrete facts (`Scene.description`). The drawing adds the exact position of each thing. A hash of
+the description assigns each scene either to the demo or to the pretraining of the encoders, never to both.
 """
 import dataclasses
 import random
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 ANIMALS = ("cat", "dog", "bird")
 FLYERS = ("kite", "balloon", "bird")
-VISITORS = ("cat", "dog", "bird", "ball")            # may be on or under a host
+VISITORS = ("cat", "dog", "bird", "ball")            # can be on or under a host
 HOSTS = {"house": "on", "car": "on", "tree": "under", "umbrella": "under"}
-LANDMARKS = ("house", "tree", "car", "boat")         # what people name when they say "next to"
+LANDMARKS = ("house", "tree", "car", "boat")         # used in answers with "next to"
 TWO_TONED = ("house", "boat", "kite", "balloon", "ball", "umbrella")
 KINDS = ("house", "tree", "car", "boat", "umbrella", "cat", "dog", "bird", "kite", "balloon", "ball", "flower")
 SIZES = ("small", "big")
@@ -23,16 +22,16 @@ TIMES = ("day", "evening", "night")
 WEATHERS = ("clear", "cloudy", "rainy", "snowy")
 GROUNDS = ("meadow", "beach", "snowfield", "street")
 ACTIONS = ("sitting", "sleeping", "running")
-PICTURE_SIZES = ((240, 180), (200, 200), (180, 220), (260, 180), (220, 200), (200, 240))
+IMAGE_SIZES = ((240, 180), (200, 200), (180, 220), (260, 180), (220, 200), (200, 240))
 
 NUM_THINGS_WEIGHTS = (10, 30, 35, 25)                # 1 to 4 things
-FAMILY = 4                                           # pictures of a pretraining family: the scene and its changes
+FAMILY = 4                                           # images of a pretraining family: one scene and changed copies
 DEMO_SHARE = 4                                       # one description in four belongs to the demo
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing. `layer` is sky, ground, or the relation (on, under) to the host in its column."""
+    """One thing. `layer` is "sky", "ground", or its relation ("on", "under") to the host in the same column."""
 
     kind: str
     color: str
@@ -45,27 +44,27 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """All facts of a picture; `look` seeds the drawing's jitter and `picture_size` is (width, height) in pixels."""
+    """All facts of an image. `look` is the seed of the drawing's random offsets. `image_size`: width, height in pixels."""
 
     time: str
     weather: str
     ground: str
     things: tuple[Thing, ...]
     look: int = 0
-    picture_size: tuple[int, int] = (240, 180)
+    image_size: tuple[int, int] = (240, 180)
 
     def description(self):
-        """The facts as one string, the same for every drawing of them."""
+        """The facts as one string. Two drawings of the same facts have the same description."""
         things = sorted("/".join(str(value) for value in dataclasses.astuple(thing)) for thing in self.things)
         return "|".join([self.time, self.weather, self.ground, *things])
 
     def mirrored(self):
-        """The facts of the mirror image: left and right exchanged."""
+        """The same scene with left and right exchanged."""
         return dataclasses.replace(self, things=tuple(dataclasses.replace(thing, column=2 - thing.column)
                                                       for thing in self.things))
 
     def host_of(self, thing):
-        """The thing that `thing` is on or under, or None."""
+        """The host that `thing` is on or under, or None."""
         if thing.layer not in ("on", "under"):
             return None
         return next(other for other in self.things if other.layer == "ground" and other.column == thing.column)
@@ -76,7 +75,7 @@ class Scene:
                      and other.column == host.column), None)
 
     def grounded(self):
-        """Things standing on the ground by themselves, left to right."""
+        """Things on the ground, left to right. Things on or under a host are not included."""
         return sorted((thing for thing in self.things if thing.layer == "ground"), key=lambda thing: thing.column)
 
     def flying(self):
@@ -84,31 +83,31 @@ class Scene:
         return sorted((thing for thing in self.things if thing.layer == "sky"), key=lambda thing: thing.column)
 
     def neighbours(self, thing):
-        """Things on the ground in the columns beside `thing`."""
+        """Things on the ground in the columns next to `thing`."""
         return [other for other in self.grounded() if thing.layer == "ground" and abs(other.column - thing.column) == 1]
 
 
 def belongs_to_demo(scene):
-    """Whether this description is the demo's; every other one may be used for pretraining."""
+    """True if the demo may show this scene, False if pretraining may."""
     return zlib.crc32(scene.description().encode()) % DEMO_SHARE == 0
 
 
 def sample_scene(rng):
-    """Draw a random scene with `rng` (random.Random)."""
+    """A random scene, drawn with `rng` (random.Random)."""
     num_things = rng.choices(range(1, 5), NUM_THINGS_WEIGHTS)[0]
     kinds = rng.sample(KINDS, num_things)
     things = []
-    for kind in sorted(kinds, key=lambda kind: kind not in HOSTS):  # hosts first, then who visits them
+    for kind in sorted(kinds, key=lambda kind: kind not in HOSTS):  # hosts first, then visitors
         place = _free_place(kind, things, rng)
         if place is not None:
             things.append(_dress(kind, *place, rng))
     return Scene(time=rng.choices(TIMES, (55, 23, 22))[0],
                  weather=rng.choices(WEATHERS, (40, 20, 20, 20))[0], ground=rng.choice(GROUNDS),
-                 things=tuple(things), look=rng.randrange(2 ** 32), picture_size=rng.choice(PICTURE_SIZES))
+                 things=tuple(things), look=rng.randrange(2 ** 32), image_size=rng.choice(IMAGE_SIZES))
 
 
 def sample_partition(rng, demo):
-    """Draw scenes until one belongs to the demo (or to pretraining, with demo=False)."""
+    """A random scene that belongs to the demo, or to pretraining with demo=False."""
     while True:
         scene = sample_scene(rng)
         if belongs_to_demo(scene) == demo:
@@ -116,7 +115,7 @@ def sample_partition(rng, demo):
 
 
 def family_of(seed, number):
-    """FAMILY scenes for pretraining: one at random and changes of it, none of them the demo's."""
+    """FAMILY scenes for pretraining: a random scene and changed copies. None of them belongs to the demo."""
     rng = random.Random(f"pretraining {seed}:{number}")
     scenes = [sample_partition(rng, demo=False)]
     while len(scenes) < FAMILY:
@@ -127,14 +126,14 @@ def family_of(seed, number):
 
 
 def change_one_fact(scene, rng):
-    """A copy of `scene` that differs in one fact or has two things' facts exchanged: a hard negative."""
+    """A copy of `scene` with one fact changed, or with the colors or places of two things exchanged."""
     change = rng.choice((_recolor, _recolor, _exchange_colors, _exchange_colors, _rekind, _resize, _redo, _move, _move,
                          _rebackground))
     return change(scene, rng)
 
 
 def _dress(kind, layer, column, rng):
-    """Colours, size and action for a thing whose place is known."""
+    """Draw color, trim, size and action of a thing at a known place."""
     color = rng.choice(COLORS)
     trim = None
     if kind in TWO_TONED and rng.random() < 0.65:
@@ -154,7 +153,7 @@ def _action(kind, layer, rng):
 
 
 def _free_place(kind, things, rng):
-    """A random free (layer, column) for `kind`, or None where none is left."""
+    """A random free (layer, column) for `kind`, or None if no place is free."""
     taken = {(thing.layer, thing.column) for thing in things}
     sky = [("sky", column) for column in range(3) if kind in FLYERS and ("sky", column) not in taken]
     ground = [("ground", column) for column in range(3) if ("ground", column) not in taken]
@@ -224,7 +223,7 @@ def _redo(scene, rng):
 
 
 def _move(scene, rng):
-    """Exchange or shift the columns of one layer; who is on or under a host moves with it."""
+    """Permute the columns of the sky or of the ground. Things on or under a host move with the host."""
     layers = ("sky",) if rng.random() < 0.3 and scene.flying() else ("ground", "on", "under")
     columns = [0, 1, 2]
     rng.shuffle(columns)

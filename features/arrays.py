@@ -64,7 +64,7 @@ def open_tensor(path, count):
     if array.dtype not in STORED.values():
         raise ValueError(f"{path} is damaged (it holds {array.dtype}): delete it and run again")
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == torch.int16 else tensor
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
 def hash_of(value):

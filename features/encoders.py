@@ -8,13 +8,19 @@ import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import requests
 import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
 
+# errors of a missing file in the hub's cache, of a damaged one, and of the network
+NOT_FOUND = (OSError, ValueError, SafetensorError)
 # errors that a damaged or foreign weights file raises
 BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
@@ -73,14 +79,14 @@ def load_image_encoder(clip_model, clip_pretrained):
     """
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
-    weights, preprocess = clip_weights(clip_model, clip_pretrained)
+    weights, preprocess = find_clip_weights(clip_model, clip_pretrained)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
     try:
         with torch.device("meta"):  # shapes only: random weights would cost time and memory
             visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess,
                                             device="meta").visual.eval()
         # strict: a missing weight or another shape is an error; assign: no copy
-        visual.load_state_dict(visual_weights(weights), strict=True, assign=True)
+        visual.load_state_dict(read_visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
@@ -92,21 +98,7 @@ def load_image_encoder(clip_model, clip_pretrained):
                         fingerprint(visual, f"{heads} heads, {visual.pool_type} pooling, {visual.final_ln_after_pool}"))
 
 
-def visual_weights(path):
-    """{name: float32 tensor} of the image tower in a weights file. From a safetensors file nothing else is read."""
-    if str(path).endswith(".safetensors"):
-        with safe_open(path, "pt") as stream:
-            weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
-    else:
-        from open_clip.factory import load_state_dict
-        weights = load_state_dict(str(path), weights_only=True)
-    found = {name.removeprefix("visual."): tensor.float() for name, tensor in weights.items() if name.startswith("visual.")}
-    if not found:
-        raise KeyError("it holds no image tower of open_clip")
-    return found
-
-
-def clip_weights(clip_model, clip_pretrained):
+def find_clip_weights(clip_model, clip_pretrained):
     """The weights file, and the preprocessing settings of its tag ({} for a file or folder)."""
     import open_clip
     if clip_model.startswith("local-dir:"):
@@ -135,41 +127,43 @@ def clip_weights(clip_model, clip_pretrained):
     repository, _, filename = tag.get("hf_hub", "").rpartition("/")
     if not repository:
         return open_clip.download_pretrained(tag), preprocess
-    return hub_file(repository, filename or "open_clip_model.safetensors", f"{clip_model} ({clip_pretrained})",
-                    "--clip-model local-dir:FOLDER"), preprocess
+    download = partial(hf_hub_download, repository, filename or "open_clip_model.safetensors")
+    return from_cache_or_hub(download, f"{clip_model} ({clip_pretrained})", "--clip-model local-dir:FOLDER"), preprocess
 
 
-def hub_file(repository, filename, model, local_flag):
-    """Path of a hub file: from the cache, else downloaded. Raises FileNotFoundError if neither works."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def read_visual_weights(path):
+    """{name: float32 tensor} of the image tower in a weights file. From a safetensors file nothing else is read."""
+    if str(path).endswith(".safetensors"):
+        with safe_open(path, "pt") as stream:
+            weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
+    else:
+        from open_clip.factory import load_state_dict
+        weights = load_state_dict(str(path), weights_only=True)
+    found = {name.removeprefix("visual."): tensor.float() for name, tensor in weights.items() if name.startswith("visual.")}
+    if not found:
+        raise KeyError("it holds no image tower of open_clip")
+    return found
+
+
+def from_cache_or_hub(load, model, local_flag):
+    """`load(local_files_only=True)`, or over the network if the cache lacks files.
+
+    Raises FileNotFoundError, at once if the hub cannot be reached: the hub's own client would retry for a minute.
+    """
     try:
-        return hf_hub_download(repository, filename, local_files_only=True)
-    except LocalEntryNotFoundError:
-        require_hub(model, local_flag)
+        return load(local_files_only=True)
+    except NOT_FOUND:
+        pass
     try:
-        return hf_hub_download(repository, filename)
-    except (HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(missing_weights(model, local_flag)) from error
-
-
-def require_hub(model, local_flag):
-    """Raise FileNotFoundError at once if the hub cannot be reached. The hub clients would retry for most of a minute."""
-    import requests
-    from huggingface_hub import constants
-    if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(missing_weights(model, local_flag))
-    try:
+        if constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError("HF_HUB_OFFLINE is set")
         requests.head(constants.ENDPOINT, timeout=5)
-    except requests.RequestException as error:
-        raise FileNotFoundError(missing_weights(model, local_flag)) from error
-
-
-def missing_weights(model, local_flag):
-    from huggingface_hub import constants
-    return (f"the weights of {model} are not in the hub cache {constants.HF_HUB_CACHE} and cannot be fetched; "
-            "to work offline fill the hub cache on a machine with network and copy it here (HF_HOME names the folder), "
-            f"or pass a local folder ({local_flag})")
+        return load(local_files_only=False)
+    except (*NOT_FOUND, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"the weights of {model} are not in the hub cache {constants.HF_HUB_CACHE} and cannot be fetched; to work offline "
+            "fill the hub cache on a machine with network and copy it here (HF_HOME names the folder), or pass a local folder "
+            f"({local_flag})") from error
 
 
 def load_question_encoder(gpt2_model):
@@ -177,7 +171,29 @@ def load_question_encoder(gpt2_model):
 
     Raises ValueError or FileNotFoundError if files are missing or do not fit.
     """
-    tokenizer, gpt2, report = find_gpt2(gpt2_model)
+    from transformers import AutoTokenizer, GPT2Model
+    from transformers.utils import logging as transformers_logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+    def load(local_files_only):
+        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
+        # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
+        gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
+                                                 attn_implementation="sdpa", output_loading_info=True)
+        return tokenizer, gpt2, report
+
+    if Path(gpt2_model).is_dir():
+        try:
+            tokenizer, gpt2, report = load(local_files_only=True)
+        except Exception as error:  # tokenizers raises a plain Exception for unreadable files
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
+                                    f"tokenizer's files, undamaged and of one model: {reason}") from error
+    elif gpt2_model.startswith((".", "/", "~")) or gpt2_model.count("/") > 1:
+        raise FileNotFoundError(f"--gpt2-model {gpt2_model}: no such folder")
+    else:
+        tokenizer, gpt2, report = from_cache_or_hub(load, gpt2_model, "--gpt2-model FOLDER")
     if gpt2.config.model_type != "gpt2":
         raise ValueError(f"--gpt2-model {gpt2_model} is a {gpt2.config.model_type}, no GPT-2; use one such as distilgpt2")
     if report["missing_keys"] or report["mismatched_keys"]:
@@ -188,39 +204,6 @@ def load_question_encoder(gpt2_model):
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     attention = [getattr(gpt2.config, name) for name in ATTENTION_SETTINGS]
     return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, attention))
-
-
-def find_gpt2(gpt2_model):
-    """Tokenizer, model and transformers' loading report: from a local folder, the hub cache or the hub."""
-    local_folder = Path(gpt2_model).is_dir()
-    if not local_folder and (gpt2_model.startswith((".", "/", "~")) or gpt2_model.count("/") > 1):
-        raise FileNotFoundError(f"--gpt2-model {gpt2_model}: no such folder")
-    try:
-        return read_gpt2(gpt2_model, local_files_only=True)
-    except Exception as error:  # tokenizers raises a plain Exception for unreadable files
-        if local_folder:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise FileNotFoundError(f"--gpt2-model {gpt2_model}: the folder needs config.json, model.safetensors and the "
-                                    f"tokenizer's files, undamaged and of one model: {reason}") from error
-        if not isinstance(error, OSError | ValueError | SafetensorError):
-            raise
-    require_hub(gpt2_model, "--gpt2-model FOLDER")
-    try:
-        return read_gpt2(gpt2_model, local_files_only=False)
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(missing_weights(gpt2_model, "--gpt2-model FOLDER")) from error
-
-
-def read_gpt2(gpt2_model, local_files_only):
-    from transformers import AutoTokenizer, GPT2Model
-    from transformers.utils import logging as transformers_logging
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
-    # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
-    gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
-                                             attn_implementation="sdpa", output_loading_info=True)
-    return tokenizer, gpt2, report
 
 
 def fingerprint(module, description):

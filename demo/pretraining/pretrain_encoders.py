@@ -1,9 +1,8 @@
-"""Pretrains the demo's two tiny encoders from nothing: a CLIP on drawn scenes, a GPT-2 on questions about them.
+"""Pretrains the demo's two small encoders from random weights: a CLIP on drawn scenes, a GPT-2 on questions about scenes.
 
 Reads nothing. Writes OUTPUT_DIR/clip (open_clip's `local-dir:` format), OUTPUT_DIR/gpt2 (transformers' format),
-their logs (clip_log.csv, gpt2_log.csv), pretraining.png and settings_PARTS.json. Every scene used here has a
-description that the demo never shows (demo/world.py: belongs_to_demo). On two cores to themselves about 50 minutes for
-CLIP and 1 for GPT-2; the logs have the seconds.
+pretraining.png, and for each encoder its log (clip_log.csv) and its settings (settings_clip.json). No scene used here
+belongs to the demo (demo/world.py: belongs_to_demo). Takes about 50 minutes for CLIP and one for GPT-2 on two free cores.
 """
 import csv
 import dataclasses
@@ -14,37 +13,36 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts' shared modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, for imports
 
 import torch
 
 from common import settings
 from common.files import atomic_write, write_json
-from demo import captions, clip_training, gpt2_training
 from demo.make_scenes import draw_all
+from demo.pretraining import captions, clip_training, gpt2_training
 
 HELD_OUT_FAMILIES, HELD_OUT_TEXTS = 100, 200
 
 
 @dataclass
 class Config:
-    """Settings of the pretraining."""
-
     output_dir: str = "demo/encoders"
-    """folder that receives clip/, gpt2/ and the logs"""
-    parts: str = "both"
-    """what to pretrain: both, clip or gpt2"""
+    """folder for clip/, gpt2/ and the logs"""
+    parts: Literal["both", "clip", "gpt2"] = "both"
+    """which encoders to pretrain"""
     num_families: int = 30_000
-    """scene families drawn for CLIP; a family is a scene and three copies with one or more facts changed"""
+    """scene families drawn for CLIP; a family is a scene and three changed copies"""
     clip_steps: int = 7000
     """optimizer steps of CLIP"""
     clip_batch_size: int = 64
-    """pictures per step and process"""
+    """images per step and process"""
     clip_learning_rate: float = 2e-3
-    """highest learning rate of CLIP's embeddings, norms and projections (AdamW, warm-up, cosine)"""
+    """maximum for CLIP's embeddings, norms and projections (AdamW); warm-up, then cosine"""
     muon_learning_rate: float = 0.02
-    """highest learning rate of the matrices in CLIP's blocks (Muon, the same schedule)"""
+    """maximum for the matrices in CLIP's blocks (Muon); the same schedule"""
     weight_decay: float = 0.05
     """of CLIP's matrices"""
     gpt2_steps: int = 500
@@ -52,19 +50,19 @@ class Config:
     gpt2_batch_size: int = 32
     """texts of four questions per step"""
     gpt2_learning_rate: float = 2e-3
-    """highest learning rate of GPT-2"""
+    """maximum for GPT-2"""
     num_texts: int = 8000
     """texts for GPT-2, each of four questions about one scene"""
     workers: int = 2
-    """processes that draw and train CLIP; another number gives another model, since each draws its own batches"""
+    """processes that draw and train CLIP; each draws its own batches, so another number gives another model"""
     save_seconds: float = 240.0
-    """CLIP is saved this often, seconds"""
+    """seconds between two saves of CLIP"""
     seed: int = 7
     """another seed gives other scenes and weights"""
 
 
 class Log:
-    """A CSV that grows row by row, with the seconds since its start."""
+    """A CSV file that grows by one row per call, with the seconds since the start."""
 
     def __init__(self, path):
         self.path, self.rows, self.start = path, [], time.monotonic()
@@ -79,28 +77,24 @@ class Log:
 
 
 def main(cfg):
-    """Pretrain what `cfg.parts` names and write it."""
-    if cfg.parts not in ("both", "clip", "gpt2"):
-        raise ValueError(f"--parts {cfg.parts} is unknown: use both, clip or gpt2")
     if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"torch {torch.__version__} has no Muon: pretraining needs torch 2.9 or newer (nothing else does)")
-    for name in ("num_families", "clip_steps", "gpt2_steps", "num_texts", "workers"):
-        settings.check_range(cfg, name, low=1)
+        raise ValueError(f"torch {torch.__version__} has no Muon optimizer: pretraining needs torch 2.9 or newer")
+    settings.check_ranges(cfg, num_families=settings.COUNT, clip_steps=settings.COUNT, gpt2_steps=settings.COUNT,
+                          num_texts=settings.COUNT, workers=(1, 256))
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    if cfg.parts in ("both", "gpt2"):
-        pretrain_gpt2(cfg, folder)
-    if cfg.parts in ("both", "clip"):
-        pretrain_clip(cfg, folder)
-    write_json(folder / f"settings_{cfg.parts}.json", dataclasses.asdict(cfg))
+    for part, pretrain in (("gpt2", pretrain_gpt2), ("clip", pretrain_clip)):
+        if cfg.parts in ("both", part):
+            pretrain(cfg, folder)
+            write_json(folder / f"settings_{part}.json", dataclasses.asdict(cfg))  # demo/make_scenes.py reads clip's
     draw_curves(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{size / 1e6:.1f} MB in {folder}")
 
 
 def pretrain_gpt2(cfg, folder):
-    """Tokenizer and language model, saved in fp16 with the tokenizer's files beside them."""
+    """Train tokenizer and language model, and save both. The weights are saved in fp16."""
     texts = gpt2_training.question_texts(cfg.num_texts, cfg.seed)
     held_out = gpt2_training.question_texts(HELD_OUT_TEXTS, f"held out {cfg.seed}")
     model, tokenizer = gpt2_training.train_gpt2(texts, held_out, cfg.gpt2_steps, cfg.gpt2_batch_size,
@@ -110,15 +104,15 @@ def pretrain_gpt2(cfg, folder):
 
 
 def pretrain_clip(cfg, folder):
-    """Draw the families, then train CLIP in `cfg.workers` processes that share the pictures."""
+    """Draw the families, then train CLIP in `cfg.workers` processes."""
     draw = partial(clip_training.render_family, seed=cfg.seed)
     scenes = clip_training.Scenes(draw_all(draw, range(cfg.num_families), cfg.workers, "families"))
     draw = partial(clip_training.render_family, seed=f"held out {cfg.seed}")
     held_out = clip_training.Scenes([draw(number) for number in range(HELD_OUT_FAMILIES)])
-    print(f"{len(scenes)} pictures, {len(scenes.index)} statements; {len(held_out)} pictures held out")
-    context = multiprocessing.get_context("fork")  # the pictures are shared, not copied
-    with tempfile.TemporaryDirectory() as meeting:
-        arguments = (cfg.workers, f"{meeting}/address", scenes, held_out, cfg.clip_steps, cfg.clip_batch_size,
+    print(f"{len(scenes)} images, {len(scenes.index)} statements; {len(held_out)} images held out")
+    context = multiprocessing.get_context("fork")  # forked processes share the images in memory
+    with tempfile.TemporaryDirectory() as temporary:
+        arguments = (cfg.workers, f"{temporary}/address", scenes, held_out, cfg.clip_steps, cfg.clip_batch_size,
                      cfg.clip_learning_rate, cfg.muon_learning_rate, cfg.weight_decay, cfg.seed,
                      Log(folder / "clip_log.csv"), partial(save_clip, folder=folder / "clip"), cfg.save_seconds)
         others = [context.Process(target=clip_training.train_clip, args=(rank, *arguments), daemon=True)
@@ -131,7 +125,7 @@ def pretrain_clip(cfg, folder):
 
 
 def save_clip(model, folder):
-    """Configuration, fp16 weights and the captions' tokenizer in open_clip's `local-dir:` layout."""
+    """Write configuration, fp16 weights and the tokenizer of the captions as an open_clip `local-dir:` folder."""
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +147,7 @@ def save_clip(model, folder):
 
 
 def draw_curves(folder):
-    """pretraining.png: both losses and CLIP's accuracies over the steps, from the CSV logs that are there."""
+    """Draw pretraining.png: both losses and the accuracies of CLIP, from the CSV logs in `folder`."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

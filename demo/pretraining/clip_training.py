@@ -1,8 +1,8 @@
-"""The tiny CLIP: contrastive training on drawn scenes and captions whose truth is known for every picture.
+"""Contrastive training of the demo's small CLIP on drawn scenes.
 
-A batch is made of families: a scene and copies that differ in one fact, so that telling the pictures
-apart takes the right colour on the right thing in the right place. Each picture's captions are short
-statements and joined ones; since every statement can be checked, a caption may be true of several pictures.
+A batch consists of families: a scene and copies that differ in one fact. To tell them apart, the model must see the
+right color on the right thing in the right place. Captions are single statements and joined ones. A caption may be true
+of several images of a batch, and the loss knows of which.
 """
 import signal
 import time
@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from demo import captions
 from demo.drawing import draw_scene
+from demo.pretraining import captions
 from demo.world import FAMILY, family_of
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 16
-STATEMENTS = 4                # short captions drawn per picture and step
-COLUMN_STATEMENTS = 2         # short captions drawn per picture and step about what one column shows
-JOINED = 3                    # statements of a long caption, one per family
-SHIFT = 3                     # augmentation: pixels by which a picture is moved
-GAIN = 0.12                   # augmentation: how much a colour channel is made brighter or darker
-MAX_SCALE = 4.6052            # ln 100, CLIP's own limit of the temperature
-MEAN, STD = 0.5, 0.25         # of pixels in 0..1, for the three colours alike
+STATEMENTS = 4                # statements drawn per image and step
+COLUMN_STATEMENTS = 2         # statements drawn per column and step
+JOINED = 3                    # statements of a joined caption; one such caption per family
+SHIFT = 3                     # augmentation: largest shift in pixels
+GAIN = 0.12                   # augmentation: largest relative change of a color channel
+MAX_SCALE = 4.6052            # ln 100: CLIP's limit for the logarithm of the scale
+MEAN, STD = 0.5, 0.25         # of pixels in 0..1, the same for all channels
 JOINED_WEIGHT = 0.25
 LOG_EVERY, RETRIEVAL_EVERY = 50, 250
 
@@ -38,15 +38,15 @@ PREPROCESS = {"size": [IMAGE_SIZE, IMAGE_SIZE], "mode": "RGB", "mean": [MEAN] * 
 
 
 def render_family(number, seed):
-    """Pixels uint8 (FAMILY, 3, S, S) and per picture the statements true of it and of each of its columns."""
+    """Pixels uint8 (FAMILY, 3, S, S), and for each image its true statements: (of the image, of each column)."""
     scenes = family_of(seed, number)
-    pictures = [draw_scene(scene).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for scene in scenes]
-    pixels = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+    images = [draw_scene(scene).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for scene in scenes]
+    pixels = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])
     return pixels, [(captions.statements(scene), captions.column_statements(scene)) for scene in scenes]
 
 
 class Scenes:
-    """All pretraining pictures in memory, and an index of the statements."""
+    """All pretraining images in memory, and all their statements by number."""
 
     def __init__(self, rendered):
         self.pixels = np.concatenate([pixels for pixels, _ in rendered])          # (N, 3, S, S) uint8
@@ -70,32 +70,32 @@ class Scenes:
         return np.array([self.index.setdefault(text, len(self.index)) for text in texts], dtype=int)
 
     def batch(self, rows, rng):
-        """Pictures `rows` (B, 3, S, S), augmented, and the captions of the three contrasts, each as (ids (C, L),
-        truth): statements and joined captions against pictures (B, C), looks against columns (3B, C).
+        """The augmented images `rows` (B, 3, S, S), and the captions of three contrasts, each as (ids (C, L), truth).
 
-        `rows` are whole families, half of which are mirrored, with left and right exchanged in their captions.
+        The contrasts are statements with images, truth (B, C); joined statements with images (B, C); statements with
+        columns (3B, C). `rows` must be whole families. Half of the families are mirrored, and their captions too.
         """
         flipped = np.repeat(rng.random(len(rows) // FAMILY) < 0.5, FAMILY)
         pixels = self.pixels[rows]
         pixels[flipped] = pixels[flipped, ..., ::-1]
-        pictures = [self.mirrored[self.true[row]] if flip else self.true[row]
+        images = [self.mirrored[self.true[row]] if flip else self.true[row]
                     for row, flip in zip(rows, flipped, strict=True)]
         columns = [self.mirrored[column] for row, flip in zip(rows, flipped, strict=True)
                    for column in (self.columns[row][::-1] if flip else self.columns[row])]
-        statements = np.unique(np.concatenate([rng.choice(true, STATEMENTS) for true in pictures]))
-        joined = [rng.choice(true, JOINED, replace=False) for true in pictures[::FAMILY]]
-        looks = np.unique(np.concatenate([rng.choice(column, min(COLUMN_STATEMENTS, len(column)), replace=False)
-                                          for column in columns]))
+        statements = np.unique(np.concatenate([rng.choice(true, STATEMENTS) for true in images]))
+        joined = [rng.choice(true, JOINED, replace=False) for true in images[::FAMILY]]
+        of_columns = np.unique(np.concatenate([rng.choice(column, min(COLUMN_STATEMENTS, len(column)), replace=False)
+                                               for column in columns]))
         parts = np.unique(np.concatenate(joined))
-        holds = self._holds(pictures, parts)
+        holds = self._holds(images, parts)
         joined_truth = np.stack([holds[:, np.searchsorted(parts, members)].all(1) for members in joined], axis=1)
         return (self._augment(pixels, rng) - MEAN) / STD, (
-            (self.encode(statements[:, None]), torch.from_numpy(self._holds(pictures, statements))),
+            (self.encode(statements[:, None]), torch.from_numpy(self._holds(images, statements))),
             (self.encode(joined), torch.from_numpy(joined_truth)),
-            (self.encode(looks[:, None]), torch.from_numpy(self._holds(columns, looks))))
+            (self.encode(of_columns[:, None]), torch.from_numpy(self._holds(columns, of_columns))))
 
     def _holds(self, owners, wanted):
-        """Truth (owners, wanted) of each wanted statement for each owner of true statements; `wanted` is sorted."""
+        """Bool (owners, wanted): is the wanted statement among the true ones of the owner? `wanted` is sorted."""
         position = np.full(len(self.index), -1)
         position[wanted] = np.arange(len(wanted))
         truth = np.zeros((len(owners), len(wanted)), dtype=bool)
@@ -105,16 +105,16 @@ class Scenes:
         return truth
 
     def _augment(self, pixels, rng):
-        """Moved by a few pixels (edges repeated) and tinted."""
+        """Shift by a few pixels (edges repeated) and change the color channels; float32 in 0..1."""
         padded = np.pad(pixels, ((0, 0), (0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)), mode="edge")
         corners = rng.integers(0, 2 * SHIFT + 1, (len(pixels), 2))
-        moved = np.stack([picture[:, y:y + IMAGE_SIZE, x:x + IMAGE_SIZE]
-                          for picture, (y, x) in zip(padded, corners, strict=True)])
+        moved = np.stack([image[:, y:y + IMAGE_SIZE, x:x + IMAGE_SIZE]
+                          for image, (y, x) in zip(padded, corners, strict=True)])
         gain = torch.from_numpy(rng.uniform(1 - GAIN, 1 + GAIN, (len(pixels), 3, 1, 1)).astype(np.float32))
         return (torch.from_numpy(moved).float() / 255 * gain).clamp(0, 1)
 
     def encode(self, wanted):
-        """Captions, each a tuple of statements' numbers, as ids (C, L) padded with 0."""
+        """Ids (C, L), padded with 0, of captions that are given as lists of statement numbers."""
         rows = []
         for members in wanted:
             words = [self.start]
@@ -128,7 +128,7 @@ class Scenes:
 
 
 def build_clip():
-    """An untrained CLIP of MODEL's sizes."""
+    """An untrained CLIP with the sizes in MODEL."""
     import open_clip
     sizes = {name: dict(part) if isinstance(part, dict) else part for name, part in MODEL.items()}
     sizes["text_cfg"].pop("hf_tokenizer_name")
@@ -136,7 +136,7 @@ def build_clip():
 
 
 def encode_captions(model, ids):
-    """open_clip's `encode_text` on ids (C, L) not padded to the whole context: unit features (C, D)."""
+    """Unit features (C, D) of ids (C, L). Equals open_clip's `encode_text`, without padding to the whole context."""
     length = ids.shape[1]
     states = model.token_embedding(ids) + model.positional_embedding[:length]      # (C, L, W)
     states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:length, :length]))
@@ -145,7 +145,7 @@ def encode_captions(model, ids):
 
 
 def encode_images(model, pixels):
-    """Unit features of the pictures (B, D) and of their three columns (3B, D); pooled as open_clip pools."""
+    """Unit features of the images (B, D), pooled as in open_clip, and of their three columns (3B, D)."""
     visual = model.visual
     pooled, tokens = visual._pool(visual.transformer(visual._embeds(pixels)))      # (B, W), (B, T, W)
     side = IMAGE_SIZE // PATCH_SIZE
@@ -154,27 +154,30 @@ def encode_images(model, pixels):
 
 
 def contrast(model, image, ids, truth):
-    """CLIP's symmetric loss with several right partners, and the share of captions whose best picture is right."""
+    """CLIP's symmetric loss with several correct partners, and the share of captions whose best image is correct."""
     logits = model.logit_scale.exp() * image @ encode_captions(model, ids).T       # (B, C)
     target = truth.float()
     by_caption = -(logits.log_softmax(0) * target).sum(0) / target.sum(0)
-    # a column may be empty: then no caption is its partner, and it only serves as a wrong one for the captions
-    by_picture = -(logits.log_softmax(1) * target).sum(1) / target.sum(1).clamp(min=1)
+    # an empty column has no true caption: it is only a wrong partner for the captions
+    by_image = -(logits.log_softmax(1) * target).sum(1) / target.sum(1).clamp(min=1)
     right = truth.gather(0, logits.argmax(0, keepdim=True)).float().mean()
-    return (by_caption.mean() + by_picture.sum() / truth.any(1).sum()) / 2, right
+    return (by_caption.mean() + by_image.sum() / truth.any(1).sum()) / 2, right
 
 
 def total_loss(model, batch):
-    """Sum of the three contrasts, and the statements' accuracy in the batch."""
-    pixels, (statements, joined, looks) = batch
-    pictures, columns = encode_images(model, pixels)
-    loss, right = contrast(model, pictures, *statements)
-    return loss + JOINED_WEIGHT * contrast(model, pictures, *joined)[0] + contrast(model, columns, *looks)[0], right
+    """Weighted sum of the three contrasts, and the accuracy of the first one."""
+    pixels, (statements, joined, of_columns) = batch
+    images, columns = encode_images(model, pixels)
+    loss, right = contrast(model, images, *statements)
+    return loss + JOINED_WEIGHT * contrast(model, images, *joined)[0] + contrast(model, columns, *of_columns)[0], right
 
 
 @torch.no_grad()
 def retrieval_accuracy(model, held_out, batch_size=64):
-    """Share of held-out pictures found within their family by their own statements (chance: 1 / FAMILY)."""
+    """Share (0 to 1) of images that fit their own statements better than those of the rest of their family.
+
+    Chance is 1 / FAMILY.
+    """
     texts = encode_captions(model, held_out.encode([[number] for number in range(len(held_out.index))]))
     right = 0
     for start in range(0, len(held_out), batch_size):
@@ -182,7 +185,7 @@ def retrieval_accuracy(model, held_out, batch_size=64):
         image, _ = encode_images(model, (pixels - MEAN) / STD)
         for first in range(0, len(image), FAMILY):
             scores = torch.stack([(image[first:first + FAMILY] @ texts[held_out.true[start + first + n]].T).mean(1)
-                                  for n in range(FAMILY)])                         # (captions of, pictures)
+                                  for n in range(FAMILY)])                         # (captions of, images)
             right += (scores.argmax(0) == torch.arange(FAMILY)).sum().item()
     return right / len(held_out)
 
@@ -190,7 +193,7 @@ def retrieval_accuracy(model, held_out, batch_size=64):
 def make_optimizers(model, learning_rate, muon_learning_rate, weight_decay):
     """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for everything else.
 
-    In trials of 102,000 pictures Muon found as many held-out pictures as AdamW does after 410,000.
+    With Muon, 102,000 images gave the retrieval accuracy that AdamW reached after 410,000 (docs/experiments.md).
     """
     matrices = [parameter for name, parameter in model.named_parameters() if "resblocks" in name and parameter.dim() == 2]
     chosen = set(map(id, matrices))
@@ -203,12 +206,12 @@ def make_optimizers(model, learning_rate, muon_learning_rate, weight_decay):
 
 def train_clip(rank, world_size, address, scenes, held_out, steps, batch_size, learning_rate, muon_learning_rate,
                weight_decay, seed, log, save, save_seconds):
-    """One of `world_size` processes, each with its own batches of `batch_size`; gradients are averaged.
+    """Train in one of `world_size` processes. Each draws its own batches of `batch_size`; gradients are averaged.
 
-    `address` is an empty file that the processes meet in. The first process calls `log(row)` every
-    LOG_EVERY steps and `save(model)` every `save_seconds` and at the end.
+    `address` is a file name for the rendezvous of the processes. Rank 0 calls `log(row)` every LOG_EVERY steps, and
+    `save(model)` every `save_seconds` and at the end.
     """
-    if rank:  # the parent ends them; its own handler would wait for the gradients' exchange
+    if rank:  # the parent ends the others with SIGTERM; an inherited handler would wait for all_reduce
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # one process per core is faster than one process on two cores
     torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=world_size)
@@ -250,7 +253,7 @@ def train_clip(rank, world_size, address, scenes, held_out, steps, batch_size, l
 
 
 def average_gradients(parameters, world_size):
-    """Replace each gradient by its mean over the processes."""
+    """Replace each gradient by its mean over all processes (all_reduce)."""
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
     torch.distributed.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):

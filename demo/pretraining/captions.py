@@ -1,7 +1,7 @@
-"""Captions for the encoders' pretraining: short statements of a scene's facts, in a wording no answer uses.
+"""Captions for the pretraining of CLIP: short statements about a scene, in words that no answer of the demo uses.
 
-A caption is a telegram ("car red tiny ; ground-left") over a small closed vocabulary. Because every
-statement can be checked against every scene, a batch knows exactly which captions are true of which pictures.
+A caption is a list of words from a small closed vocabulary, such as "car red-colored tiny ground-left". Every statement
+can be checked against every scene, so a batch knows exactly which captions are true of which images.
 """
 from demo import world
 
@@ -9,12 +9,12 @@ PLACES = {(layer, column): f"{layer}-{name}" for layer in ("sky", "ground", "on"
           for column, name in enumerate(world.COLUMNS)}
 SIZE_WORDS = {"small": "tiny", "big": "huge"}
 RELATIONS = ("on", "under", "beside", "above")
-SPECIALS = ("<pad>", "<start>", "<end>")                 # <end> is moved to the end: open_clip pools at the largest id
+SPECIALS = ("<pad>", "<start>", "<end>")                 # <end> has the largest id: open_clip pools there
 CONTEXT_LENGTH = 20
 
 
 def vocabulary():
-    """All caption words, `<pad>` first and `<end>` last."""
+    """All words of captions, `<pad>` first and `<end>` last."""
     things = {word: None for words in (world.KINDS, (f"{color}-colored" for color in world.COLORS),
                                        (f"{color}-trimmed" for color in (*world.COLORS, "not")), SIZE_WORDS.values(),
                                        PLACES.values(), (f"is-{action}" for action in (*world.ACTIONS, "flying")),
@@ -24,29 +24,29 @@ def vocabulary():
 
 
 def statements(scene):
-    """Every short caption that is true of `scene`, without repetition, in a fixed order."""
+    """All statements that are true of `scene`, each once, in a fixed order."""
     found = [scene.time, scene.weather, scene.ground, f"{scene.time} {scene.weather}"]
     if not scene.flying():
         found.append("sky-empty")
     for thing in scene.things:
-        found += _about(thing)
+        found += _placed(thing)
         found += _relations(scene, thing)
     return list(dict.fromkeys(found))
 
 
 def mirrored(statement):
-    """What `statement` says of the mirror image: left and right exchanged."""
+    """`statement` for the mirror image: left and right exchanged."""
     sides = {"left": "right", "right": "left"}
     return " ".join("-".join(sides.get(part, part) for part in word.split("-")) for word in statement.split())
 
 
 def column_statements(scene):
-    """For each of the three columns the short captions, without places, that are true of the things in it."""
-    return [[text for thing in scene.things if thing.column == column for text in _looks(thing)] for column in range(3)]
+    """For each of the three columns: the true statements about its things, without places."""
+    return [[text for thing in scene.things if thing.column == column for text in _appearance(thing)] for column in range(3)]
 
 
-def _looks(thing):
-    """What a thing looks like, wherever it is."""
+def _appearance(thing):
+    """Statements about kind, color, size, trim and action."""
     kind, color, size = thing.kind, f"{thing.color}-colored", SIZE_WORDS[thing.size]
     found = [kind, f"{kind} {color}", f"{kind} {size}", f"{kind} {color} {size}"]
     if kind in world.TWO_TONED:
@@ -57,10 +57,11 @@ def _looks(thing):
     return found
 
 
-def _about(thing):
+def _placed(thing):
+    """Statements about appearance, and about appearance together with the place."""
     kind, color, place = thing.kind, f"{thing.color}-colored", PLACES[thing.layer, thing.column]
     size = SIZE_WORDS[thing.size]
-    found = [*_looks(thing), f"{kind} {place}", f"{color} {place}", f"{size} {place}", f"{kind} {color} {place}",
+    found = [*_appearance(thing), f"{kind} {place}", f"{color} {place}", f"{size} {place}", f"{kind} {color} {place}",
              f"{kind} {color} {size} {place}"]
     if thing.trim:
         found.append(f"{color} {thing.trim}-trimmed {place}")
@@ -70,7 +71,7 @@ def _about(thing):
 
 
 def _relations(scene, thing):
-    """What a thing is on, under, beside or above, naming the other by kind and by kind and color."""
+    """Statements about what a thing is on, under, beside or above. They name kinds, and kinds with colors."""
     kind, color = thing.kind, f"{thing.color}-colored"
     pairs = []
     host = scene.host_of(thing)

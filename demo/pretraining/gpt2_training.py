@@ -1,4 +1,4 @@
-"""The tiny GPT-2: its own byte-pair tokenizer and language modelling on questions about scenes never shown."""
+"""Language-model training of the demo's small GPT-2, and its byte-pair tokenizer, on questions about pretraining scenes."""
 import random
 
 import torch
@@ -9,14 +9,15 @@ from demo.world import sample_partition
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 512
-QUESTIONS_PER_TEXT = 4        # questions about one scene follow each other, so that what they name is kept in mind
+QUESTIONS_PER_TEXT = 4        # all about one scene, so that earlier questions help to predict later ones
 CONTEXT = 64
+LOG_EVERY = 50                # steps
 MODEL = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
          "attn_pdrop": 0.0}
 
 
 def question_texts(number, seed):
-    """`number` texts of a few questions each, about pretraining scenes. Half of the questions are in lower case."""
+    """`number` texts. Each has QUESTIONS_PER_TEXT questions about one pretraining scene."""
     texts = []
     for index in range(number):
         rng = random.Random(f"questions {seed}:{index}")
@@ -28,7 +29,7 @@ def question_texts(number, seed):
 
 
 def train_tokenizer(texts):
-    """GPT-2's byte-level BPE with a small vocabulary, learned from `texts`; a transformers tokenizer."""
+    """A transformers tokenizer: byte-level BPE as in GPT-2, with at most VOCAB_SIZE tokens, learned from `texts`."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2TokenizerFast
     bpe = ByteLevelBPETokenizer()
@@ -38,7 +39,7 @@ def train_tokenizer(texts):
 
 
 def train_gpt2(texts, held_out, steps, batch_size, learning_rate, seed, log):
-    """Train on `texts`; returns the language model and its tokenizer. `log(row)` every 50 steps."""
+    """Train on `texts`. Returns the language model and its tokenizer. Calls `log(row)` every LOG_EVERY steps."""
     from transformers import GPT2Config, GPT2LMHeadModel
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts)
@@ -58,17 +59,17 @@ def train_gpt2(texts, held_out, steps, batch_size, learning_rate, seed, log):
         optimizer.step()
         schedule.step()
         total += loss.item()
-        if step % 50 == 0 or step == steps:
+        if step % LOG_EVERY == 0 or step == steps:
             with torch.no_grad():
                 held_out_loss = lm_loss(model, held_out_ids).item()
-            log({"step": step, "loss": total / ((step - 1) % 50 + 1), "held_out_loss": held_out_loss})
+            log({"step": step, "loss": total / ((step - 1) % LOG_EVERY + 1), "held_out_loss": held_out_loss})
             bar.set_postfix(held_out=f"{held_out_loss:.3f}")
             total = 0.0
     return model, tokenizer
 
 
 def encode(tokenizer, texts, end):
-    """Texts between two END tokens as ids (N, CONTEXT); beyond the second END, -100 marks what is not scored."""
+    """Ids (N, CONTEXT) of END, text, END. The rest of a row is -100, which the loss ignores."""
     rows = torch.full((len(texts), CONTEXT), -100)
     for number, encoded in enumerate(tokenizer(texts)["input_ids"]):
         row = [end, *encoded, end][:CONTEXT]
@@ -77,6 +78,6 @@ def encode(tokenizer, texts, end):
 
 
 def lm_loss(model, labels):
-    """Mean cross-entropy in nats of the next token, on ids (B, L) with -100 for padding."""
+    """Mean cross-entropy of the next token in nats. `labels`: ids (B, L), -100 for padding."""
     labels = labels[:, :int((labels != -100).sum(1).max())]
     return model(input_ids=labels.clamp(min=0), labels=labels).loss

@@ -1,0 +1,1 @@
+"""How the encoders in demo/encoders were trained."""
