@@ -13,7 +13,7 @@ import train
 from common import distributed, settings
 from common.device import Precision
 from preprocess import read_rows
-from training.checkpoint import load_model, read_checkpoint
+from training.checkpoint import load_model
 from training.run_state import hold_folder, is_finished
 
 
@@ -54,14 +54,15 @@ def check_settings(cfg):
 
 def load_stage_one(path):
     """Stage 1's TrainedModel; prints what is taken from it. Raises ValueError for a fine-tuned checkpoint."""
-    checkpoint = read_checkpoint(path)
+    stage_one = load_model(path)
+    checkpoint = stage_one.checkpoint
     if any(checkpoint["trainable_blocks"].values()):
         raise ValueError(f"{path} is a fine-tuned checkpoint; stage 2 starts from stage 1's, such as {Config.checkpoint}")
     taken = {**checkpoint["encoders"], **checkpoint["model_config"], "vocabulary": f"{len(checkpoint['vocab'])} words"}
     del taken["fingerprints"]
     print(f"from {path} (epoch {checkpoint['epoch']}, validation loss {checkpoint['val_loss']:.4f}): "
           + ", ".join(f"{name} {value}" for name, value in taken.items()))
-    return load_model(path)
+    return stage_one
 
 
 def read_stage_one_log(checkpoint, folder):

@@ -59,6 +59,14 @@ def test_an_interrupted_build_is_not_mistaken_for_a_complete_one(tmp_path):
     assert (states == 2).all() and states.shape == (200, 3)
 
 
+@pytest.mark.parametrize("shape, dtype", [((3,), torch.float32), ((2, 3), torch.bfloat16)], ids=["features", "states"])
+def test_under_bf16_states_are_stored_in_bf16_and_features_unrounded(shape, dtype, tmp_path):
+    values = torch.rand(5, *shape)
+    for _ in range(2):  # the second time from the cache
+        states = stored_states("states", ["key"], 5, lambda rows: values[rows], tmp_path, Precision("cpu", "bf16"), "things")
+        assert states.dtype == dtype and torch.equal(states, values.to(dtype))
+
+
 @pytest.fixture
 def temporaries():
     """(name of a temporary file of a killed process, name of one of a running process) for a stem and a suffix."""
