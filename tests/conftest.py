@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py and picture_server.py
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for a hub
+sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def pixels(encoders, data_dir, session_cache):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with twelve pictures of different sizes: images/00.png to images/11.png."""
+    """A folder with twelve images of different sizes: images/00.png to images/11.png."""
     import numpy as np
     from PIL import Image
 
@@ -75,6 +75,18 @@ def folder(tmp_path):
         pixels = rng.integers(0, 255, (30 + number, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"images/{number:02d}.png")
     return tmp_path
+
+
+@pytest.fixture
+def run_config(encoder_flags, data_dir, session_cache, tmp_path):
+    """run_config(output_dir=..., epochs=...) -> settings of a small stage 1."""
+    import train
+
+    def make(**changes):
+        return train.Config(**{"data_dir": str(data_dir), "output_dir": str(tmp_path / "run"), "clip_model": encoder_flags[1],
+                               "gpt2_model": encoder_flags[3], "cache_dir": str(session_cache), "hidden_size": 24,
+                               "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "answer_max_len": 8, **changes})
+    return make
 
 
 @pytest.fixture
