@@ -8,6 +8,15 @@ import train
 from training.checkpoint import load_model, read_checkpoint, save_checkpoint
 
 
+@pytest.fixture(scope="module")
+def checkpoint(encoder_flags, data_dir, session_cache, tmp_path_factory):
+    """The path of stage 1's checkpoint."""
+    folder = tmp_path_factory.mktemp("stage_1")
+    train.main(train.Config(data_dir=str(data_dir), output_dir=str(folder), clip_model=encoder_flags[1], epochs=1,
+                            gpt2_model=encoder_flags[3], cache_dir=str(session_cache), hidden_size=24))
+    return folder / "vqa_checkpoint.pt"
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda c: c.pop("vocab"), "lacks vocab"),
     (lambda c: c.update(format="generative-vqa checkpoint 1"), "has the format .* 1', this program reads .*: train again"),
@@ -24,9 +33,8 @@ from training.checkpoint import load_model, read_checkpoint, save_checkpoint
     (lambda c: c["weights"].update({"decoder.output.bias": [1.0]}), "another version of this program, or is damaged"),
     (lambda c: c["weights"]["decoder.output.bias"].fill_(math.nan), "decoder.output.bias holds numbers that are not finite"),
 ])
-def test_a_checkpoint_that_does_not_fit_is_refused(damage, message, run_config, tmp_path):
-    train.main(run_config(epochs=1))
-    content = read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")
+def test_a_checkpoint_that_does_not_fit_is_refused(damage, message, checkpoint, tmp_path):
+    content = read_checkpoint(checkpoint)
     damage(content)
     save_checkpoint(tmp_path / "bad.pt", content)
     with pytest.raises(ValueError, match=message):
