@@ -1,22 +1,32 @@
-"""Floors and ceilings that need no model: what the training answers alone reach, and what one human reaches.
+"""Floors and ceilings: the scores between which a model's score is read.
 
-Works on rows as dictionaries with the names of qa_pairs.json: `question`, `answer`, `image_path` or `image_id`,
-and where known `question_type` and `answers` (all human answers). No torch here.
+A floor is the score of answers that need no understanding of the image. A model that does not beat its floors has
+learned nothing from the images. A ceiling is a score that a perfect model could hardly exceed: what one annotator
+scores against the others, or what the vocabulary and the answer length can spell at best.
+
+This file has the floors that need no model and the annotator's ceiling. Rows are dicts with the names of
+qa_pairs.json: `question`, `answer` (the label), `image_path` or `image_id`, and if known `question_type` and `answers`
+(all annotations). No torch here.
 """
 import hashlib
 from collections import Counter, defaultdict
 
-import numpy as np
 from tqdm import tqdm
 
-from evaluation.metrics import NAMES, exact_match, score_row
+from evaluation.metrics import METRICS, as_columns, exact_match, score_row
 
-SIMILARITIES_AT_ONCE = 1 << 23  # question pairs compared per step: bounds the memory to some 100 MB
+LABELS = {"human": "one annotator", "vocabulary": "vocabulary and length"}  # shown names that differ from the key
+SIMILARITIES_AT_ONCE = 1 << 23  # question pairs compared per step: keeps the memory below about 100 MB
 SAME_SIMILARITY = 1e-9          # cosines closer than this are a tie, so that rounding decides nothing
 
 
+def shown_name(name):
+    """The name of a floor or ceiling in tables, charts and gallery; `name` is its key in the metrics file."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
 def most_frequent_answer(train_answers):
-    """The most frequent of the answers (list of str); ties go to the alphabetically first."""
+    """The most frequent of the answers (list of str). Of several it is the alphabetically first."""
     if not train_answers:
         raise ValueError("a floor needs at least one training row")
     counts = Counter(train_answers)
@@ -24,7 +34,7 @@ def most_frequent_answer(train_answers):
 
 
 def most_frequent_per_type(train_answers, train_types, types):
-    """For each of `types`, the most frequent training answer of that type; an unseen type gets that of all rows."""
+    """For each of `types` the most frequent training answer of that type; for an unseen type that of all rows."""
     overall = most_frequent_answer(train_answers)
     answers_of = defaultdict(list)
     for answer, kind in zip(train_answers, train_types, strict=True):
@@ -34,16 +44,16 @@ def most_frequent_per_type(train_answers, train_types, types):
 
 
 def nearest_question(train_questions, train_answers, questions):
-    """For each question, the answer of the training question nearest in words: TF-IDF, cosine, no picture.
+    """For each question the answer of the most similar training question, by cosine of TF-IDF vectors of words.
 
-    Ties go to the first training row. A question that shares no word with any training question gets the most
-    frequent training answer.
+    Of equally similar training rows the first one counts. A question that shares no word with any training question
+    gets the most frequent training answer.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     overall = most_frequent_answer(train_answers)
     vectorizer = TfidfVectorizer(token_pattern=r"\w+")
     analyse = vectorizer.build_analyzer()
-    if not any(analyse(question) for question in train_questions):  # nothing to learn: scikit-learn would refuse
+    if not any(analyse(question) for question in train_questions):  # scikit-learn refuses an empty vocabulary
         return [overall] * len(questions)
     train = vectorizer.fit_transform(train_questions).T.tocsr()  # (words, training rows), columns of length 1
     asked = vectorizer.transform(questions)                      # (rows, words), rows of length 1 or 0
@@ -58,13 +68,10 @@ def nearest_question(train_questions, train_answers, questions):
 
 
 def blind_floors(train_rows, rows):
-    """{FLOOR: predictions for `rows`} of the floors that see no picture, learned from `train_rows`.
-
-    FLOOR is `most_frequent`, `most_frequent_per_question_type` or `nearest_question`.
-    """
+    """{FLOOR: predictions for `rows`} of the floors that see no image and learn from the texts of `train_rows`."""
     answers = [row["answer"] for row in train_rows]
-    train_questions, train_types = _questions_and_types(train_rows)
-    questions, types = _questions_and_types(rows)
+    train_questions, questions = ([row["question"] for row in part] for part in (train_rows, rows))
+    train_types, types = ([row.get("question_type", "") for row in part] for part in (train_rows, rows))
     return {
         "most_frequent": [most_frequent_answer(answers)] * len(rows),
         "most_frequent_per_question_type": most_frequent_per_type(answers, train_types, types),
@@ -72,63 +79,56 @@ def blind_floors(train_rows, rows):
     }
 
 
-def _questions_and_types(rows):
-    return [row["question"] for row in rows], [row.get("question_type", "") for row in rows]
-
-
-def fold_of(picture, folds):
-    """The fold of a picture: a hash of its name, so that no row, seed or order of rows moves it."""
-    return int.from_bytes(hashlib.sha256(f"fold:{picture}".encode()).digest()[:8], "big") % folds
+def fold_of(image, folds):
+    """The fold of an image: a hash of its name, so it depends on no seed and on no other row."""
+    return int.from_bytes(hashlib.sha256(f"fold:{image}".encode()).digest()[:8], "big") % folds
 
 
 def cross_validated_floors(rows, folds=5):
-    """{FLOOR: predictions in row order}: each row answered from the rows of pictures in the other folds.
+    """{FLOOR: predictions in row order}: each row is answered from the rows whose images are in the other folds.
 
-    Needs no split, so every labelled row counts. Raises ValueError if the pictures fill fewer than two folds.
+    No split is needed, so all rows count. Raises ValueError if the images fill fewer than two folds.
     """
     fold_of_row = [fold_of(row.get("image_id") or row["image_path"], folds) for row in rows]
     used = sorted(set(fold_of_row))
     if len(used) < 2:
-        raise ValueError(f"the pictures of {len(rows)} rows fill {len(used)} of {folds} folds: floors in folds need "
-                         "at least two, give more pictures")
-    predictions = {}
+        raise ValueError(f"the images of {len(rows)} rows fill {len(used)} of {folds} folds: floors in folds need at "
+                         "least two, give more images")
+    predictions = defaultdict(lambda: [""] * len(rows))
     for fold in used:
-        inside = [at for at, other in enumerate(fold_of_row) if other == fold]
+        inside = [number for number, other in enumerate(fold_of_row) if other == fold]
         train = [row for row, other in zip(rows, fold_of_row, strict=True) if other != fold]
-        for name, answers in blind_floors(train, [rows[at] for at in inside]).items():
-            column = predictions.setdefault(name, [""] * len(rows))
-            for at, answer in zip(inside, answers, strict=True):
-                column[at] = answer
-    return predictions
+        for name, answers in blind_floors(train, [rows[number] for number in inside]).items():
+            for number, answer in zip(inside, answers, strict=True):
+                predictions[name][number] = answer
+    return dict(predictions)
 
 
-def human_ceiling(answer, answers):
-    """{NAME: score} of one human on one question, 0 to 100; NaN where the question has fewer than two answers.
+def annotator_scores(answer, annotations):
+    """{NAME: score} of one annotator on one question, 0 to 100. NaN if there are fewer than two annotations.
 
-    One giver of the label `answer` is set aside, so that the vote is not scored against itself. Every other human
-    is scored as if a prediction, and the mean taken: against the label, but multi-reference BLEU and VQA accuracy
-    against all the humans but that one (the one set aside among them).
+    1. Set aside one annotator who gave the label `answer`. Otherwise the label would be scored against itself.
+    2. Score the answer of every other annotator as if it were a prediction: against the label, and for the metrics
+       against annotations, against the annotations of all other annotators, also the one set aside.
+    3. Take the mean over the annotators of step 2.
     """
-    if len(answers) < 2:
-        return dict.fromkeys(NAMES, float("nan"))
-    giver = next((given for given in answers if exact_match(given, answer)), None)
-    weights = Counter(answers)  # humans who wrote the same words score the same
-    if giver is not None:
-        weights[giver] -= 1
-    totals = dict.fromkeys(NAMES, 0.0)
-    for given, weight in weights.items():
-        if not weight:
-            continue
-        others = list(answers)
-        others.remove(given)
-        for name, score in score_row(given, answer, others).items():
-            totals[name] += weight * score
-    return {name: total / weights.total() for name, total in totals.items()}
+    if len(annotations) < 2:
+        return {metric.name: float("nan") for metric in METRICS}
+    counts = Counter(annotations)  # equal answers score the same, so each is scored once
+    set_aside = next((text for text in annotations if exact_match(text, answer)), None)
+    if set_aside is not None:
+        counts[set_aside] -= 1
+    totals = {metric.name: 0.0 for metric in METRICS}
+    for text, count in (+counts).items():  # + drops counts of zero
+        others = list(annotations)
+        others.remove(text)
+        for name, score in score_row(text, answer, others).items():
+            totals[name] += count * score
+    return {name: total / counts.total() for name, total in totals.items()}
 
 
-def human_ceiling_rows(answers, human_answers):
-    """{NAME: (n,) float64}: `human_ceiling` of n rows, NaN where a question has fewer than two human answers."""
-    pairs = tqdm(zip(answers, human_answers, strict=True), total=len(answers), desc="human ceiling", unit="row",
+def annotator_ceiling(answers, annotations):
+    """{NAME: (n,) float64}: `annotator_scores` of n rows; answers: n labels, annotations: n lists of str."""
+    pairs = tqdm(zip(answers, annotations, strict=True), total=len(answers), desc="annotator ceiling", unit="row",
                  delay=1, leave=False)
-    rows = [human_ceiling(answer, humans) for answer, humans in pairs]
-    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in NAMES}
+    return as_columns([annotator_scores(*pair) for pair in pairs])

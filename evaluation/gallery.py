@@ -1,20 +1,13 @@
-"""Answered questions to look at: one picture per sample, the contact sheet, and the gallery page.
+"""Answered questions to look at: single images with their answers, overview.png and the gallery page. No torch.
 
-Reads the pictures that `rows` name and the page's template gallery.html beside this file. Writes PNGs
-(draw_prediction, draw_overview) and results_dir/index.html with results_dir/thumbnails/*.jpg
-(write_gallery), which prints a progress bar and takes about a second per 150 small photos.
-No torch.
-
-rows: list of dicts, one per question, with question_id, image_id, image_path (as in the CSV),
-picture_file (Path), question, answer (label, "" if none), answers (all human answers, may be empty),
-prediction, sentence_bleu, exact_match, vqa_accuracy (0 to 100, None without references), confidence
-(0 to 1), gate (mean share of the picture against the question, 0 to 1, or None), question_type, answer_type.
+`rows` are those of `results.result_rows`. The page is the template gallery.html beside this file, filled with data.
 """
 import base64
 import functools
 import hashlib
 import json
 import re
+import textwrap
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,57 +18,61 @@ from tqdm import tqdm
 
 from common.files import atomic_write
 from common.images import UNREADABLE, open_image
-from evaluation.charts import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG, score_bars, verdict_sentence
+from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG
+from evaluation.report import score_bars, table_lines, verdict_sentence
 
-# Of three words, one in common with the label scores 27.5 and two score 34.7 or more (sacrebleu, exponential
-# smoothing, by which almost every wrong answer scores more than 0).
+# Sentence BLEU of a three-word label is 27.5 if one word matches and at least 34.7 if two match. The smoothing gives
+# almost every wrong answer more than 0.
 PARTLY_BLEU = 30.0
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
-PICTURE_WIDTH, PHOTO_HEIGHT, MARGIN = 960, 736, 44  # a 4:3 photo fills the width
+IMAGE_WIDTH, PHOTO_HEIGHT, MARGIN = 960, 736, 44  # a 4:3 photo fills the width
 CELL_WIDTH, CELL_GAP = 420, 28
 MAX_ANSWERS_SHOWN, MAX_TEXT = 6, 600
 THUMBNAIL_SIZE, THUMBNAIL_THREADS = 320, 4
 TEMPLATE = Path(__file__).with_name("gallery.html")
+PAGE_FIELDS = ("question_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "vqa_accuracy",
+               "confidence", "gate", "question_type", "answer_type")
 
 
 def grade(row):
-    """"right": the label itself; "partly": a human gave it, or sentence BLEU >= PARTLY_BLEU; else "wrong".
+    """"right": equal to the label. "partly": equal to another annotation, or sentence BLEU >= PARTLY_BLEU. Else "wrong".
 
-    None where the row has no reference to compare with.
+    None if the row has no label.
     """
     if row["exact_match"] is None:
         return None
     if row["exact_match"] >= 100:
         return "right"
-    return "partly" if (row["vqa_accuracy"] or 0) > 0 or (row["sentence_bleu"] or 0) >= PARTLY_BLEU else "wrong"
+    return "partly" if row["vqa_accuracy"] > 0 or row["sentence_bleu"] >= PARTLY_BLEU else "wrong"
 
 
 def count_answers(row):
-    """The human answers with their counts, most frequent first, then in annotation order: list of (text, n)."""
+    """The annotations with their counts, most frequent first, then in annotation order: list of (text, n)."""
     return Counter(row["answers"] or ([row["answer"]] if row["answer"] else [])).most_common()
 
 
+# ---- single images and the overview
+
 def draw_prediction(row, path):
-    """Write one answered question as a PNG: the picture; below it question, human answers, prediction, confidence."""
-    photo = _fitted(row["picture_file"], PICTURE_WIDTH, PHOTO_HEIGHT)
-    # drawn on more paper than any text needs, then cut to what was used
-    image = Image.new("RGB", (PICTURE_WIDTH, photo.height + 1400), PAPER)
-    image.paste(MAT, (0, 0, PICTURE_WIDTH, photo.height))
-    image.paste(photo, ((PICTURE_WIDTH - photo.width) // 2, 0))
-    draw = ImageDraw.Draw(image)
-    inner = PICTURE_WIDTH - 2 * MARGIN
+    """Write one answered question as a PNG: the image; below it question, prediction, confidence and annotations."""
+    photo = _fitted(row["image_file"], IMAGE_WIDTH, PHOTO_HEIGHT)
+    sheet = Image.new("RGB", (IMAGE_WIDTH, photo.height + 1400), PAPER)  # higher than any text needs; cropped below
+    sheet.paste(MAT, (0, 0, IMAGE_WIDTH, photo.height))
+    sheet.paste(photo, ((IMAGE_WIDTH - photo.width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    inner = IMAGE_WIDTH - 2 * MARGIN
     y = _write(draw, MARGIN, photo.height + 34, row["question"], _font(34, True), INK, inner, 4) + 22
-    draw.line((MARGIN, y, PICTURE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
+    draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
     middle = MARGIN + int(inner * 0.54)
     left = _draw_model(draw, row, MARGIN, y + 24, middle - MARGIN - 40)
-    right = _draw_humans(draw, row, middle, y + 24, PICTURE_WIDTH - MARGIN - middle)
+    right = _draw_annotations(draw, row, middle, y + 24, IMAGE_WIDTH - MARGIN - middle)
     with atomic_write(path) as temporary:
-        image.crop((0, 0, PICTURE_WIDTH, max(left, right) + 36)).save(temporary)
+        sheet.crop((0, 0, IMAGE_WIDTH, max(left, right) + 36)).save(temporary)
 
 
 def _draw_model(draw, row, x, y, width):
-    """The left column: prediction, mark and word, confidence as number and bar. Returns where it ends."""
+    """The left column: prediction, mark and word, confidence as number and bar. Returns the y below it."""
     mark, word, colour = GRADES.get(grade(row), ("", "", INK))
     y = _write(draw, x, y, "Model", _font(19), MUTED, width, 1) + 6
     y = _write(draw, x, y, row["prediction"] or "(no words)", _font(36, True), colour, width, 4) + 4
@@ -86,20 +83,19 @@ def _draw_model(draw, row, x, y, width):
     return _write(draw, x + width - 192, y - 1, f"confidence {row['confidence']:.2f}", _font(22), INK, 200, 1)
 
 
-def _draw_humans(draw, row, x, y, width):
-    """The right column: the human answers, most frequent first, each with its share as a bar behind its count."""
+def _draw_annotations(draw, row, x, y, width):
+    """The right column: the annotations, each with its count and its share as a bar. Returns the y below it."""
     answers = count_answers(row)
-    num_humans = sum(n for _, n in answers)
-    title = f"{num_humans} humans" if num_humans > 1 else "One human" if num_humans else "No human answers"
+    total = sum(n for _, n in answers)
+    title = f"{total} annotators" if total > 1 else "One annotator" if total else "No annotations"
     y = _write(draw, x, y, title, _font(19), MUTED, width, 1) + 10
+    indent = 50 if total > 1 else 0  # room for the counts
     for text, n in answers[:MAX_ANSWERS_SHOWN]:
-        bold = text == row["answer"] and num_humans > 1
-        if num_humans > 1:
-            draw.text((x + 34, y), str(n), font=_font(24, bold), fill=INK, anchor="ra")
-        indent = 50 if num_humans > 1 else 0
+        bold = text == row["answer"] and total > 1
         end = _write(draw, x + indent, y, text, _font(24, bold), INK, width - indent, 2)
-        if num_humans > 1:
-            _draw_bar(draw, (x + indent, end + 1, x + width, end + 3), n / num_humans, INK if bold else MUTED)
+        if total > 1:
+            draw.text((x + 34, y), str(n), font=_font(24, bold), fill=INK, anchor="ra")
+            _draw_bar(draw, (x + indent, end + 1, x + width, end + 3), n / total, INK if bold else MUTED)
         y = end + 15
     if len(answers) > MAX_ANSWERS_SHOWN:
         y = _write(draw, x, y, f"and {len(answers) - MAX_ANSWERS_SHOWN} other answers", _font(19), MUTED, width, 1)
@@ -107,9 +103,7 @@ def _draw_humans(draw, row, x, y, width):
 
 
 def draw_overview(rows, path, columns=4):
-    """Write the contact sheet of `rows`: picture, question, prediction and label of each, `columns` across."""
-    if not rows:
-        raise ValueError("0 rows: nothing to draw; choose --num-pictures of at least 1")
+    """Write image, question, prediction and label of all `rows` on one sheet, `columns` across."""
     cells = [_draw_cell(row) for row in rows]
     columns = min(columns, len(cells))
     lines = [cells[start:start + columns] for start in range(0, len(cells), columns)]
@@ -126,9 +120,9 @@ def draw_overview(rows, path, columns=4):
 
 
 def _draw_cell(row):
-    """One cell of the contact sheet, as high as its words need."""
+    """One cell of the overview, as high as its words need."""
     box = CELL_WIDTH * 3 // 4
-    photo = _fitted(row["picture_file"], CELL_WIDTH, box)
+    photo = _fitted(row["image_file"], CELL_WIDTH, box)
     cell = Image.new("RGB", (CELL_WIDTH, box + 420), PAPER)
     cell.paste(MAT, (0, 0, CELL_WIDTH, box))
     cell.paste(photo, ((CELL_WIDTH - photo.width) // 2, (box - photo.height) // 2))
@@ -137,30 +131,26 @@ def _draw_cell(row):
     y = _write(draw, 0, box + 14, row["question"], _font(22), INK, CELL_WIDTH, 3) + 6
     prediction = f"{mark} {row['prediction'] or '(no words)'}".strip()
     y = _write(draw, 0, y, prediction, _font(24, True), colour, CELL_WIDTH, 2)
-    notes = [f"confidence {row['confidence']:.2f}"]
     if word != "right" and row["answer"]:
-        y = _write(draw, 0, y, f"human: {row['answer']}", _font(20), INK, CELL_WIDTH, 2)
-    y = _write(draw, 0, y + 2, "  ·  ".join([word] * bool(word) + notes), _font(18), MUTED, CELL_WIDTH, 1)
-    return cell.crop((0, 0, CELL_WIDTH, y + 8))
+        y = _write(draw, 0, y, f"label: {row['answer']}", _font(20), INK, CELL_WIDTH, 2)
+    notes = f"{word} · confidence {row['confidence']:.2f}" if word else f"confidence {row['confidence']:.2f}"
+    return cell.crop((0, 0, CELL_WIDTH, _write(draw, 0, y + 2, notes, _font(18), MUTED, CELL_WIDTH, 1) + 8))
 
 
 def _fitted(path, width, height):
-    """The picture scaled, up or down, to fill the width or the height; a sliver keeps at least one pixel.
-
-    Raises OSError, naming the file, where it cannot be decoded.
-    """
+    """The image scaled, up or down, to fill the width or the height. An unreadable file raises OSError with its name."""
     try:
-        picture = open_image(path)
+        image = open_image(path)
     except UNREADABLE as error:
-        raise OSError(f"{path} cannot be read as a picture ({error}); mend it or leave its rows out") from error
-    scale = min(width / picture.width, height / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        raise OSError(f"{path} cannot be read as an image ({error}); repair it or leave its rows out") from error
+    scale = min(width / image.width, height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 @functools.lru_cache
 def _font(size, bold=False):
-    """DejaVu Sans, which comes with matplotlib: the same letters on every machine, no CJK and few emoji."""
+    """DejaVu Sans, which matplotlib brings along: it looks the same on every machine, but has no CJK and few emoji."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
@@ -174,30 +164,15 @@ def _write(draw, x, y, text, font, fill, width, max_lines):
 
 
 def wrap(text, font, width, max_lines):
-    """Lines of `text` no wider than `width` pixels: broken between words, within a word only where it alone is wider.
+    """Lines of `text` no wider than `width` pixels; an ellipsis marks what exceeds `max_lines`.
 
-    What goes beyond `max_lines` is cut and marked by an ellipsis. Control characters count as spaces.
+    Control characters count as spaces. The line length in characters is the longest one that fits.
     """
-    text = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:MAX_TEXT])
-    lines, line = [], ""
-    for word in text.split():
-        while word:
-            longer = f"{line} {word}".strip()
-            if font.getlength(longer) <= width:
-                line, word = longer, ""
-            elif line:
-                lines.append(line)
-                line = ""
-            else:
-                cut = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
-                lines.append(word[:cut])
-                word = word[cut:]
-    lines += [line] if line else []
-    if len(lines) > max_lines:
-        last = lines[max_lines - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[:max_lines - 1], last + "…"]
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:MAX_TEXT]).split())
+    for length in range(max(1, len(text)), 0, -1):
+        lines = textwrap.wrap(text, length, max_lines=max_lines, placeholder="…", break_on_hyphens=False)
+        if all(font.getlength(line) <= width for line in lines):
+            break
     return lines
 
 
@@ -205,28 +180,30 @@ def _draw_bar(draw, box, share, colour):
     """A bar filled to `share` (0 to 1) of its box (left, top, right, bottom)."""
     left, top, right, bottom = box
     draw.rectangle(box, fill=BAND)
-    filled = round((right - left) * min(1.0, max(0.0, share)))
-    if filled:
+    if filled := round((right - left) * share):
         draw.rectangle((left, top, left + filled, bottom), fill=colour)
 
 
-def write_gallery(rows, metrics, results_dir):
-    """Write results_dir/index.html and results_dir/thumbnails/*.jpg (320 pixels, one per distinct image_path).
+# ---- the page
 
-    metrics: the dict of vqa_test_metrics.json, its "verdict" (a string) where it has one; None where
-    there is nothing to score against: the page then has no scores, no score filters and no score sorting.
+def write_gallery(rows, metrics, results_dir):
+    """Write index.html and thumbnails/*.jpg (one for each image_path) into `results_dir`.
+
+    metrics: the content of the metrics file, or None without labels: then the page shows no scores and no filter by
+    grade.
     """
     results_dir = Path(results_dir)
-    thumbnails = _write_thumbnails({row["image_path"]: row["picture_file"] for row in rows}, results_dir / "thumbnails")
-    page = {
-        "rows": [_page_row(row, thumbnails[row["image_path"]]) for row in rows],
-        "scores": score_bars(metrics) if metrics else [],
-        "types": _type_table(metrics) if metrics else [],
-        "verdict": verdict_sentence(metrics) if metrics else "",
-        "about": {name: (metrics or {}).get(name) for name in ("checkpoint", "split", "signature")},
-        "num_images": len(thumbnails),
-        "partly_bleu": PARTLY_BLEU,
-    }
+    thumbnails = _write_thumbnails({row["image_path"]: row["image_file"] for row in rows}, results_dir / "thumbnails")
+    page = {"scores": [], "table": [], "types": [], "verdict": "", "about": {}}
+    if metrics is not None:
+        types = {f"{kind} type: {name} (n = {table['n']:,})": table
+                 for kind in ("answer", "question") for name, table in metrics[f"by_{kind}_type"].items()}
+        page = {"scores": score_bars(metrics), "verdict": verdict_sentence(metrics),
+                "table": _values(metrics, table_lines(metrics)), "types": _values(metrics, types),
+                "about": {name: metrics[name] for name in ("checkpoint", "split", "signature")}}
+    page |= {"num_images": len(thumbnails), "partly_bleu": PARTLY_BLEU, "rows": [
+        {name: row[name] for name in PAGE_FIELDS} | {"thumbnail": f"thumbnails/{thumbnails[row['image_path']]}",
+                                                     "answers": count_answers(row), "grade": grade(row)} for row in rows]}
     template = TEMPLATE.read_text(encoding="utf-8")
     for tag in ("style", "script"):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
@@ -236,50 +213,37 @@ def write_gallery(rows, metrics, results_dir):
         temporary.write_text(template.replace("PAGE_DATA", embed_json(page)), encoding="utf-8", newline="\n")
 
 
-def _page_row(row, thumbnail):
-    """What the page shows of one row."""
-    kept = ("question_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "vqa_accuracy",
-            "confidence", "gate", "question_type", "answer_type")
-    return {name: row[name] for name in kept} | {
-        "thumbnail": f"thumbnails/{thumbnail}", "answers": count_answers(row), "grade": grade(row)}
-
-
-def _type_table(metrics):
-    """Scores per answer type and question type for the page: dicts with name, n and values (None where unknown)."""
-    names = [bar["name"] for bar in score_bars(metrics)]
-    return [{"name": f"{kind}: {name}", "n": table["n"],
-             "values": [(table.get(score) or {}).get("value") for score in names]}
-            for kind in ("answer type", "question type")
-            for name, table in metrics.get(f"by_{kind.replace(' ', '_')}", {}).items()]
+def _values(metrics, lines):
+    """{name: {NAME: {"value"}}} -> [[name, value, ...]], one value or None for each of the `score_bars`."""
+    return [[line, *(table[bar["name"]]["value"] for bar in score_bars(metrics))] for line, table in lines.items()]
 
 
 def embed_json(value):
-    """`value` as JSON that is safe inside an HTML script element: ASCII only, no `<`, `>` or `&`. NaN is refused."""
+    """`value` as JSON that is safe inside an HTML script element: ASCII only, no `<`, `>` or `&`. NaN raises ValueError."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _write_thumbnails(pictures, folder):
-    """Write one JPEG for each entry of `pictures` (image_path -> file); returns image_path -> file name.
+def _write_thumbnails(images, folder):
+    """Write one JPEG for each entry of `images` (image_path -> file); returns image_path -> file name.
 
-    Named by a hash, since an image_path may hold anything. Thumbnails that an earlier run left and no
-    row shows any more are deleted.
+    The names are hashes, because an image_path may hold any character. Thumbnails of an earlier run are deleted if no
+    row shows them.
     """
     names = {image_path: hashlib.sha256(image_path.encode("utf-8", "surrogatepass")).hexdigest()[:16] + ".jpg"
-             for image_path in pictures}
+             for image_path in images}
 
     def write(image_path):
-        picture = _fitted(pictures[image_path], THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-        with atomic_write(folder / names[image_path]) as temporary:
-            picture.save(temporary, quality=85)
+        thumbnail = _fitted(images[image_path], THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+        with atomic_write(folder / names[image_path], durable=False) as temporary:
+            thumbnail.save(temporary, quality=85)
 
     with ThreadPoolExecutor(THUMBNAIL_THREADS) as threads:
-        for _ in tqdm(threads.map(write, pictures), total=len(pictures), desc="thumbnails", unit="picture"):
-            pass
+        list(tqdm(threads.map(write, images), total=len(images), desc="thumbnails", unit="image"))
     shown = set(names.values())
-    for old in sorted(folder.glob("*.jpg")):
+    for old in list(folder.glob("*.jpg")):
         if re.fullmatch(r"[0-9a-f]{16}\.jpg", old.name) and old.name not in shown:
             old.unlink()
     return names

@@ -1,19 +1,18 @@
-"""Scores of answers as strings, with their intervals; every score is 0 to 100. No torch here.
+"""The metrics: each compares an answer of the model with the label and with all annotations; every score is 0 to 100.
 
-`score_rows` gives the seven scores of each question, `summarise` and `by_type` their means with bootstrap
-95 % intervals resampled by picture, `verdict` the line that compares a model with its floors and one human.
-References are always the answers as humans wrote them, never passed through a vocabulary.
+METRICS is the one table of them. A new metric is one function and one line there: it then has its key in the metrics
+file, its column in the printed table, its row in scores.png and in the gallery.
+References are always the original strings, never decoded from a vocabulary. No torch here.
 """
 import re
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-NAMES = ("mean_sentence_bleu", "multi_reference_bleu", "bleu_1", "bleu_2", "chrf", "exact_match", "vqa_accuracy")
-
-BLEU_METRIC = BLEU(lowercase=True, effective_order=True)
+BLEU_METRICS = {order: BLEU(lowercase=True, effective_order=True, max_ngram_order=order) for order in (1, 2, 4)}
 CHRF_METRIC = CHRF(lowercase=True)
 
 # Tables of the official VQA evaluator (VQAEval in GT-Vision-Lab/VQA).
@@ -21,9 +20,9 @@ VQA_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
 VQA_ARTICLES = ("a", "an", "the")
 VQA_NUMBERS = {word: str(number) for number, word in enumerate(
     "zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
-# Each word is what its spellings with exactly one apostrophe missing become. The official table leaves words
-# out ("lets" and "shes" stay) and has one entry the wrong way round; the capital I is never reached, since
-# answers are in lower case by then.
+# VQA_CONTRACTIONS repairs a missing apostrophe: "dont" becomes "don't". Its keys are all spellings of these words in
+# which exactly one apostrophe is missing. As in the official table, some words are missing ("lets", "shes") and
+# "somebody'd" is mapped the wrong way round. "I'd", "I'm" and "I've" never match, since the text is in lower case.
 VQA_CONTRACTED = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've
     might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't
@@ -37,84 +36,50 @@ VQA_CONTRACTIONS = {word[:at] + word[at + 1:]: word for word in VQA_CONTRACTED
 
 
 def sentence_bleu(prediction, references, max_order=4):
-    """Sentence BLEU, 0 to 100, exactly sacrebleu's (13a tokens, lower case, effective order, exponential smoothing).
+    """Sentence BLEU of sacrebleu, 0 to 100: 13a tokens, lower case, effective order, exponential smoothing.
 
-    `references` is a list of strings (or one string); with several, n-grams may match any of them. A perfect
-    answer of one word scores 100. `<unk>` counts as three tokens, so a reference must never contain it.
+    references: list of str, or one str. With several references an n-gram may match any of them. max_order: 1, 2 or 4.
+    A reference must never contain `<unk>`: sacrebleu splits it into three tokens, which an answer could match.
+    Raises ValueError without a reference.
     """
-    correct, total, length, reference_length = _ngram_matches(prediction, _as_tuple(references))
-    return _bleu_of_counts(correct[:max_order], total[:max_order], length, reference_length)
+    return _sentence_score(BLEU_METRICS[max_order], prediction, _as_tuple(references))
 
 
 def bleu_1(prediction, references):
-    """Sentence BLEU of single words with brevity penalty, 0 to 100; arguments as `sentence_bleu`."""
+    """Sentence BLEU of single words with brevity penalty, 0 to 100."""
     return sentence_bleu(prediction, references, max_order=1)
 
 
 def bleu_2(prediction, references):
-    """Sentence BLEU of words and pairs of words, 0 to 100; arguments as `sentence_bleu`."""
+    """Sentence BLEU of words and word pairs, 0 to 100."""
     return sentence_bleu(prediction, references, max_order=2)
 
 
 def chrf(prediction, references):
-    """Sentence chrF2 (character 1- to 6-grams, recall counted twice), sacrebleu's, lower case, 0 to 100; arguments
-    as `sentence_bleu`, with several references the best one counts."""
-    return _chrf(prediction, _as_tuple(references))
+    """Sentence chrF2 of sacrebleu, 0 to 100: character 1- to 6-grams in lower case, recall counts twice.
 
-
-@lru_cache(maxsize=1 << 16)
-def _chrf(prediction, references):
-    return min(CHRF_METRIC.sentence_score(prediction, references).score, 100.0)
+    With several references the best score counts. Arguments and errors as in `sentence_bleu`.
+    """
+    return _sentence_score(CHRF_METRIC, prediction, _as_tuple(references))
 
 
 def _as_tuple(references):
-    """One reference or several as a tuple without repeats, so that the scores can be remembered."""
-    references = (references,) if isinstance(references, str) else tuple(dict.fromkeys(references))
+    """The distinct references as a tuple, which lru_cache can hash."""
+    references = (references,) if isinstance(references, str) else tuple(sorted(set(references)))
     if not references:
         raise ValueError("a score needs at least one reference")
     return references
 
 
-@lru_cache(maxsize=1 << 14)
-def _ngrams(text):
-    """Counts of the 1- to 4-grams of sacrebleu's tokens, and the number of tokens."""
-    tokens = BLEU_METRIC.tokenizer(text.lower().rstrip()).split()
-    ngrams = []
-    for order in range(1, 5):
-        ngrams += zip(*(tokens[shift:] for shift in range(order)), strict=False)
-    return Counter(ngrams), len(tokens)
-
-
-@lru_cache(maxsize=1 << 16)
-def _ngram_matches(prediction, references):
-    """What BLEU is made of: n-grams that match and n-grams in all (4 counts each), length, closest reference length.
-
-    sacrebleu counts each pair anew for each order; counting once and keeping answers that come back makes the
-    scores of priors and of ten humans per question several times faster. Its formula is used for the rest.
-    """
-    counts, length = _ngrams(prediction)
-    known = [_ngrams(reference) for reference in references]
-    correct, total = [0] * 4, [0] * 4
-    for ngram, count in counts.items():
-        most = max([reference_counts.get(ngram, 0) for reference_counts, _ in known])
-        total[len(ngram) - 1] += count
-        correct[len(ngram) - 1] += min(count, most)
-    closest = min([other for _, other in known], key=lambda other: (abs(other - length), other))
-    return tuple(correct), tuple(total), length, closest
-
-
-@lru_cache(maxsize=1 << 14)  # short answers have few distinct counts
-def _bleu_of_counts(correct, total, length, reference_length):
-    """sacrebleu's formula on what `_ngram_matches` gives, up to the order of the counts."""
-    score = BLEU.compute_bleu(list(correct), list(total), length, reference_length, smooth_method="exp",
-                              effective_order=True, max_ngram_order=len(correct)).score
-    return min(score, 100.0)  # a perfect score would be 100.00000000000004
+@lru_cache(maxsize=1 << 16)  # short answers repeat: the floors give the same answer to many questions
+def _sentence_score(metric, prediction, references):
+    return min(metric.sentence_score(prediction, references).score, 100.0)  # sacrebleu gives 100.00000000000004
 
 
 def signature():
-    """sacrebleu's signature of the headline: everything needed to compute the same number elsewhere."""
-    BLEU_METRIC.sentence_score("a", ["a"])  # the signature holds the number of references of the last call
-    return str(BLEU_METRIC.get_signature())
+    """sacrebleu's signature of the headline metric: the settings that give the same number elsewhere."""
+    BLEU_METRICS[4].sentence_score("a", ["a"])  # the signature names the number of references of the last call
+    return str(BLEU_METRICS[4].get_signature())
 
 
 def exact_match(prediction, answer):
@@ -122,25 +87,25 @@ def exact_match(prediction, answer):
     return 100.0 * (prediction.lower().split() == answer.lower().split())
 
 
-def vqa_accuracy(prediction, answers):
-    """Official VQA accuracy of one answer against the human answers of its question (list of str), 0 to 100.
+def vqa_accuracy(prediction, annotations):
+    """Official VQA accuracy of one answer, 0 to 100. annotations: the answers of all annotators (list of str).
 
-    Mean over the humans of min(1, matches among the other humans / 3). Two or three humans: min(1, matches /
-    (n - 1)); one: equality of the normalised answers. With two or more humans, answers are normalised only where
-    the humans disagree, so "NO" scores 0 where all wrote "no": the official evaluator's rule, kept with its
-    other quirks. Raises ValueError without answers.
+    For each annotator: min(1, matches among the other annotators / 3). The accuracy is the mean of these. With two or
+    three annotators it is min(1, matches / (n - 1)), with one the equality of the normalised answers.
+    With two or more annotators, answers are normalised only if the annotators disagree. So "NO" scores 0 if all wrote
+    "no". This is the rule of the official evaluator. Raises ValueError without annotations.
     """
-    if not answers:
-        raise ValueError("VQA accuracy needs at least one human answer")
-    num_humans = len(answers)
-    prediction, answers = _one_line(prediction), [_one_line(answer) for answer in answers]
-    if num_humans == 1 or len(set(answers)) > 1:
-        prediction, answers = normalise_answer(prediction), [normalise_answer(answer) for answer in answers]
-    matches = answers.count(prediction)
-    if num_humans <= 3:
-        return 100.0 * min(1, matches / max(1, num_humans - 1))
-    for_a_giver, for_the_others = min(1, (matches - 1) / 3), min(1, matches / 3)
-    return 100.0 * (matches * for_a_giver + (num_humans - matches) * for_the_others) / num_humans
+    if not annotations:
+        raise ValueError("VQA accuracy needs at least one annotation")
+    total = len(annotations)
+    prediction, annotations = _one_line(prediction), [_one_line(text) for text in annotations]
+    if total == 1 or len(set(annotations)) > 1:
+        prediction, annotations = normalise_answer(prediction), [normalise_answer(text) for text in annotations]
+    matches = annotations.count(prediction)
+    if total <= 3:
+        return 100.0 * min(1, matches / max(1, total - 1))
+    matching, others = min(1, (matches - 1) / 3), min(1, matches / 3)  # seen from a matching annotator, from another one
+    return 100.0 * (matches * matching + (total - matches) * others) / total
 
 
 def _one_line(text):
@@ -149,11 +114,11 @@ def _one_line(text):
 
 @lru_cache(maxsize=1 << 16)
 def normalise_answer(text):
-    """The official VQA evaluator's normal form of an answer: punctuation, then digits and articles, then contractions.
+    """The official VQA evaluator's normal form of an answer: punctuation, then numbers and articles, then contractions.
 
-    A mark is deleted where the text has it beside a space or has a comma between digits anywhere, else it becomes
-    a space. Periods not before a digit go, 32 at most: the evaluator passes re.UNICODE (32) as the count, and the
-    look-behind meant to spare decimals never holds.
+    A mark is deleted if it has a space beside it somewhere in the text, or if the text has a comma between digits.
+    Otherwise the mark becomes a space. A period is deleted unless a digit follows. At most 32 periods are deleted,
+    because the official evaluator passes re.UNICODE (32) as the count.
     """
     delete = re.search(r"\d,\d", text) is not None
     cleaned = text
@@ -165,20 +130,44 @@ def normalise_answer(text):
     return " ".join(VQA_CONTRACTIONS.get(word, word) for word in words if word not in VQA_ARTICLES)
 
 
-def score_row(prediction, answer, human_answers):
-    """{NAME: score} of one prediction: multi-reference BLEU and VQA accuracy against `human_answers` (list of str,
-    empty where unknown: then the label stands in), the others against the label `answer`."""
-    humans = human_answers or [answer]
-    values = (sentence_bleu(prediction, answer), sentence_bleu(prediction, humans), bleu_1(prediction, answer),
-              bleu_2(prediction, answer), chrf(prediction, answer), exact_match(prediction, answer),
-              vqa_accuracy(prediction, humans))
-    return dict(zip(NAMES, values, strict=True))
+@dataclass(frozen=True)
+class Metric:
+    """One line of METRICS."""
+
+    name: str        # key in the metrics file
+    head: str        # column head of the printed table
+    label: str       # in scores.png and in the gallery
+    against: str     # "label": score(prediction, label); "annotations": score(prediction, list of all annotations)
+    score: Callable  # gives 0 to 100
 
 
-def score_rows(predictions, answers, human_answers):
-    """{NAME: (n,) float64}, the scores of `score_row` for n rows. Raises ValueError where the lengths differ."""
-    if not len(predictions) == len(answers) == len(human_answers):
-        raise ValueError(f"{len(predictions)} predictions, {len(answers)} answers and {len(human_answers)} lists of "
-                         "human answers do not belong to the same rows")
-    rows = [score_row(*row) for row in zip(predictions, answers, human_answers, strict=True)]
-    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in NAMES}
+METRICS = (  # the first one is the headline
+    Metric("mean_sentence_bleu", "BLEU", "Mean sentence BLEU", "label", sentence_bleu),
+    Metric("multi_reference_bleu", "multi-ref", "Multi-reference BLEU", "annotations", sentence_bleu),
+    Metric("bleu_1", "BLEU-1", "BLEU-1", "label", bleu_1),
+    Metric("bleu_2", "BLEU-2", "BLEU-2", "label", bleu_2),
+    Metric("chrf", "chrF", "chrF", "label", chrf),
+    Metric("exact_match", "exact", "Exact match", "label", exact_match),
+    Metric("vqa_accuracy", "VQA acc.", "VQA accuracy", "annotations", vqa_accuracy),
+)
+HEADLINE = METRICS[0].name
+
+
+def score_row(prediction, answer, annotations):
+    """{NAME: score} of one prediction. `answer` is the label; without annotations it is the only one."""
+    reference = {"label": answer, "annotations": annotations or [answer]}
+    return {metric.name: metric.score(prediction, reference[metric.against]) for metric in METRICS}
+
+
+def score_rows(predictions, answers, annotations):
+    """{NAME: (n,) float64}: `score_row` of n rows. Raises ValueError if the lengths differ."""
+    if not len(predictions) == len(answers) == len(annotations):
+        raise ValueError(f"{len(predictions)} predictions, {len(answers)} answers and {len(annotations)} lists of "
+                         "annotations do not belong to the same rows")
+    rows = [score_row(*row) for row in zip(predictions, answers, annotations, strict=True)]
+    return as_columns(rows)
+
+
+def as_columns(rows):
+    """[{NAME: score}] of n rows -> {NAME: (n,) float64}."""
+    return {metric.name: np.array([row[metric.name] for row in rows], dtype=np.float64) for metric in METRICS}

@@ -1,30 +1,26 @@
-"""Scores with their floors and ceilings: from predictions to vqa_test_metrics.json and the printed tables."""
+"""The metrics file, the printed tables and the comparison of two results."""
 import pandas as pd
 
-from evaluation.baselines import blind_floors, cross_validated_floors, human_ceiling_rows
-from evaluation.bootstrap import by_type, paired_difference, summarise, verdict
-from evaluation.metrics import NAMES, score_rows, signature
+from evaluation.baselines import annotator_ceiling, blind_floors, cross_validated_floors, shown_name
+from evaluation.bootstrap import MIN_TYPE_ROWS, by_type, paired_difference, summarise, verdict
+from evaluation.metrics import HEADLINE, METRICS, score_rows, signature
+from evaluation.results import SCORE_COLUMNS
 
-HEADLINE = NAMES[0]
-LABELS = ("BLEU", "multi-ref", "BLEU-1", "BLEU-2", "chrF", "exact", "VQA acc.")  # of NAMES, as column heads
-COMPARED = ("sentence_bleu", "exact_match", "vqa_accuracy", "confidence")  # columns of a results CSV
+COMPARED = (*SCORE_COLUMNS, "confidence")  # columns of a results CSV
 CHANGED_ROWS = 5  # shown at either end of a comparison
 
 
 def evaluate_predictions(rows, train_rows, predictions, model_floors, spelled):
-    """Scores of `predictions` for `rows` (dictionaries), with everything that stands beside them.
+    """Scores of `predictions` for `rows` (list of dicts) with their floors, ceilings, tables per type and verdict.
 
-    `model_floors`: {FLOOR: predictions} of models that saw less than all; `spelled`: the labels as the
-    vocabulary and the length can spell them. Returns ({NAME: (n,) scores per row}, metrics), where
-    metrics is vqa_test_metrics.json but for the checkpoint and split.
+    model_floors: {FLOOR: predictions} of floors that need a model. spelled: the labels as the vocabulary and the answer
+    length can spell them. Returns ({NAME: (n,) scores}, the content of the metrics file without checkpoint and split).
     """
-    answers, human_answers = [row["answer"] for row in rows], [row["answers"] for row in rows]
-    groups = [row["image_id"] for row in rows]
-    scores = score_rows(predictions, answers, human_answers)
-    floors = {name: score_rows(floor, answers, human_answers)
+    answers, annotations, groups = ([row[name] for row in rows] for name in ("answer", "answers", "image_id"))
+    scores = score_rows(predictions, answers, annotations)
+    floors = {name: score_rows(floor, answers, annotations)
               for name, floor in {**blind_floors(train_rows, rows), **model_floors}.items()}
-    ceilings = {"human": human_ceiling_rows(answers, human_answers),
-                "vocabulary": score_rows(spelled, answers, human_answers)}
+    ceilings = {"human": annotator_ceiling(answers, annotations), "vocabulary": score_rows(spelled, answers, annotations)}
     tables = {name: by_type(scores, [row[name] for row in rows], groups) for name in ("answer_type", "question_type")}
     judged = verdict(scores[HEADLINE], {name: floor[HEADLINE] for name, floor in floors.items()}, groups,
                      ceilings["human"][HEADLINE])
@@ -38,38 +34,43 @@ def evaluate_predictions(rows, train_rows, predictions, model_floors, spelled):
 
 
 def evaluate_baselines(rows):
-    """Metrics as above, but of floors and one human alone: all `rows` in five folds by picture."""
-    answers, human_answers = [row["answer"] for row in rows], [row["answers"] for row in rows]
-    groups = [row["image_id"] for row in rows]
-    floors = {name: score_rows(floor, answers, human_answers) for name, floor in cross_validated_floors(rows).items()}
+    """The content of the metrics file of floors and one annotator alone, for all `rows` in five folds by image."""
+    answers, annotations, groups = ([row[name] for row in rows] for name in ("answer", "answers", "image_id"))
+    floors = {name: score_rows(floor, answers, annotations) for name, floor in cross_validated_floors(rows).items()}
     return {**about(rows), "floors": {name: summarise(floor, groups) for name, floor in floors.items()},
-            "ceilings": {"human": summarise(human_ceiling_rows(answers, human_answers), groups)}}
+            "ceilings": {"human": summarise(annotator_ceiling(answers, annotations), groups)}}
 
 
 def about(rows):
-    """What the scores are of."""
+    """What the scores belong to."""
     counts = [len(row["answers"]) for row in rows]
     return {"num_questions": len(rows), "num_images": len({row["image_id"] for row in rows}), "signature": signature(),
             "humans_per_question": [min(counts), max(counts)]}
 
 
-def print_table(metrics):
-    """The scores with intervals, each floor and each ceiling, then the headline per type, then the verdict."""
-    low, high = metrics["humans_per_question"]
-    humans = f"{low} to {high} human answers" if low != high else f"{low} human answer{'s' * (low != 1)}"
-    print(f"\n{metrics['num_questions']} questions on {metrics['num_images']} pictures, {humans} each; every score 0 to 100, "
-          f"[95 % interval by picture]\nBLEU: {metrics['signature']}\n")
+def table_lines(metrics):
+    """{line of the table: {NAME: {"value", "ci95", "n"}}}: the model, each floor, each ceiling."""
     lines = {"the model": metrics["scores"]} if "scores" in metrics else {}
-    lines |= {f"floor: {name.replace('_', ' ')}": table for name, table in metrics["floors"].items()}
-    lines |= {f"ceiling: {'one human' if name == 'human' else name}": table for name, table in metrics["ceilings"].items()}
+    lines |= {f"floor: {shown_name(name)}": table for name, table in metrics["floors"].items()}
+    return lines | {f"ceiling: {shown_name(name)}": table for name, table in metrics["ceilings"].items()}
+
+
+def print_table(metrics):
+    """Print the lines of `table_lines` with the headline's interval, the headline per type and the verdict."""
+    low, high = metrics["humans_per_question"]
+    each = f"{low} to {high} annotations" if low != high else f"{low} annotation{'s' * (low != 1)}"
+    print(f"\n{metrics['num_questions']} questions on {metrics['num_images']} images, {each} each; every score 0 to 100, "
+          f"[95 % interval by image]\nBLEU: {metrics['signature']}\n")
+    lines = table_lines(metrics)
     width = max(map(len, lines))
-    print(" " * width + "".join(f"{label:>10}" for label in LABELS) + "   BLEU interval")
+    widths = {metric.name: max(10, len(metric.head) + 1) for metric in METRICS}
+    print(" " * width + "".join(f"{metric.head:>{widths[metric.name]}}" for metric in METRICS) + "   BLEU interval")
     for line, table in lines.items():
         low, high = table[HEADLINE]["ci95"]
-        cells = "".join(f"{_cell(table[name]['value']):>10}" for name in NAMES)
+        cells = "".join(f"{_cell(table[name]['value']):>{size}}" for name, size in widths.items())
         print(f"{line:<{width}}{cells}   [{_cell(low)}, {_cell(high)}]")
     if metrics["ceilings"]["human"][HEADLINE]["value"] is None:
-        print("one human: unknown, since no question has a second human answer")
+        print("one annotator: unknown, since no question has a second annotation")
     for kind in ("answer_type", "question_type"):
         if f"by_{kind}" in metrics:
             print_types(kind, metrics[f"by_{kind}"], metrics["hidden_types"].get(kind, {}))
@@ -77,15 +78,48 @@ def print_table(metrics):
         print(f"\nverdict: the model {metrics['verdict']}")
 
 
+def _cell(value):
+    return "-" if value is None else f"{value:.1f}"
+
+
 def print_types(kind, table, hidden):
     """The headline per answer type or question type."""
     parts = [f"{name} {entry[HEADLINE]['value']:.1f} (n={entry['n']})" for name, entry in table.items()]
-    rest = f"; hidden, with fewer than 20 rows: {sum(hidden.values())} rows of {len(hidden)} types" if hidden else ""
-    print(f"\nBLEU by {kind.replace('_', ' ')}: {', '.join(parts) or 'no type has 20 rows'}{rest}")
+    line = f"\nBLEU by {kind.replace('_', ' ')}: {', '.join(parts) or f'no type has {MIN_TYPE_ROWS} rows'}"
+    if hidden:
+        line += f"; hidden, with fewer than {MIN_TYPE_ROWS} rows: {sum(hidden.values())} rows of {len(hidden)} types"
+    print(line)
+
+
+def verdict_sentence(metrics):
+    """The verdict of `metrics` as a sentence of its own."""
+    return f"The model {metrics['verdict'].replace('_', ' ')}."
+
+
+def score_bars(metrics):
+    """What scores.png and the gallery show of each metric: a list of dicts in the order of METRICS.
+
+    label, value and ci95 (0 to 100; ci95 None without an interval), floors (values), floor (the strongest of them, or
+    None), annotator (the score of one annotator, or None), ends (texts that name floor and annotator). A metric that could
+    not be measured on these rows is left out.
+    """
+    bars = []
+    for name, label in ((metric.name, metric.label) for metric in METRICS):
+        score, annotator = metrics["scores"][name], metrics["ceilings"]["human"][name]["value"]
+        if score["value"] is None:
+            continue
+        floors = {floor: table[name]["value"] for floor, table in metrics["floors"].items() if table[name]["value"] is not None}
+        best = max(floors, key=floors.get, default=None)
+        bars.append({
+            "name": name, "label": label, "value": score["value"], "ci95": None if None in score["ci95"] else score["ci95"],
+            "floors": list(floors.values()), "floor": floors.get(best), "annotator": annotator,
+            "ends": [f"{shown_name(best)} {floors[best]:.1f}" if floors else "no floor",
+                     "no annotator ceiling" if annotator is None else f"{shown_name('human')} {annotator:.1f}"]})
+    return bars
 
 
 def print_comparison(path_a, path_b):
-    """Print how B's scores differ from A's, paired by question, with intervals by picture, and the rows that changed most."""
+    """Print how the scores of B differ from those of A, paired by question, and the rows that changed most."""
     table = join_results(path_a, path_b)
     print(f"\n{len(table)} questions, B - A:  A = {path_a}, B = {path_b}")
     for name in COMPARED:
@@ -104,30 +138,29 @@ def print_comparison(path_a, path_b):
 
 
 def join_results(path_a, path_b):
-    """Two results CSVs side by side (columns with _a and _b). Raises ValueError where they answer different questions."""
-    tables = []
-    for path in (path_a, path_b):
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"--compare {path}: no such file") from error
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--compare {path} is not a results CSV of test.py: {error}") from error
-        missing = {"question_id", "image_id", "question", "answer", "prediction", *COMPARED} - set(table.columns)
-        if missing:
-            raise ValueError(f"--compare {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")
-        tables.append(table)
-    if len(tables[0]) == 0 or set(tables[0]["question_id"]) != set(tables[1]["question_id"]):
-        raise ValueError(f"--compare: {path_a} ({len(tables[0])} rows) and {path_b} ({len(tables[1])} rows) answer different "
-                         "questions; compare two runs of test.py on the same data and split")
-    if (tables[0][list(COMPARED)] == "").any(axis=None) or (tables[1][list(COMPARED)] == "").any(axis=None):
-        raise ValueError(f"--compare: {path_a} or {path_b} holds answers without scores")
-    a, b = (table.add_suffix(suffix) for table, suffix in zip(tables, ("_a", "_b"), strict=True))
-    joined = a.merge(b, left_on="question_id_a", right_on="question_id_b", validate="one_to_one")
+    """Two results CSVs side by side (columns end in _a and _b). Raises ValueError if they answer different questions."""
+    a, b = (read_results(path) for path in (path_a, path_b))
+    if len(a) == 0 or set(a["question_id"]) != set(b["question_id"]):
+        raise ValueError(f"--compare: {path_a} ({len(a)} rows) and {path_b} ({len(b)} rows) answer different questions; "
+                         "compare two runs of test.py on the same data and split")
+    joined = a.add_suffix("_a").merge(b.add_suffix("_b"), left_on="question_id_a", right_on="question_id_b",
+                                      validate="one_to_one")
     if (joined["answer_a"] != joined["answer_b"]).any():
         raise ValueError(f"--compare: {path_a} and {path_b} hold different labels for the same questions")
     return joined
 
 
-def _cell(value):
-    return "-" if value is None else f"{value:.1f}"
+def read_results(path):
+    """A results CSV of test.py, all cells as text. Raises FileNotFoundError, or ValueError if it is no scored results CSV."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--compare {path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--compare {path} is not a results CSV of test.py: {error}") from error
+    missing = {"question_id", "image_id", "question", "answer", "prediction", *COMPARED} - set(table.columns)
+    if missing:
+        raise ValueError(f"--compare {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")
+    if (table[list(COMPARED)] == "").any(axis=None):
+        raise ValueError(f"--compare: {path} holds answers without scores")
+    return table

@@ -1,7 +1,4 @@
-"""What an evaluation leaves: the results CSV, the gallery page, single pictures and charts.
-
-Drawing libraries are imported where they are used: a run that draws nothing does not wait for them.
-"""
+"""What an evaluation writes beside the metrics file: the results CSV, the gallery page, single images and charts."""
 import csv
 import hashlib
 import re
@@ -12,47 +9,54 @@ import torch
 
 from common.files import atomic_write
 
-COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "exact_match",
-           "vqa_accuracy", "confidence", "question_type", "answer_type")
+SCORE_COLUMNS = {"sentence_bleu": "mean_sentence_bleu", "exact_match": "exact_match", "vqa_accuracy": "vqa_accuracy"}
+COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
+           "question_type", "answer_type")
 
 
-def complete_rows(rows, predictions, confidences, gates, folder):
-    """Add to each row what the model said and where its picture lies."""
-    for row, prediction, confidence, gate in zip(rows, predictions, confidences, gates, strict=True):
-        row.update(prediction=prediction, confidence=confidence, gate=gate, picture_file=folder / row["image_path"],
-                   sentence_bleu=None, exact_match=None, vqa_accuracy=None)
+def result_rows(rows, answers, folder, scores=None):
+    """The finished rows that CSV, gallery and charts read: a list of dicts, one per question.
+
+    rows: list of dicts of the data set, whose image_path is relative to `folder`. answers: list of
+    `generation.Answer`. scores: {NAME: (n,)}, or None without labels. Added to each row: prediction, confidence
+    (0 to 1), gate (mean share of the image, 0 to 1, or None), image_file (Path), and sentence_bleu, exact_match and
+    vqa_accuracy (0 to 100, or None).
+    """
+    return [{**row, "prediction": answer.text, "confidence": answer.confidence, "gate": answer.gate,
+             "image_file": Path(folder) / row["image_path"],
+             **{column: None if scores is None else float(scores[name][number]) for column, name in SCORE_COLUMNS.items()}}
+            for number, (row, answer) in enumerate(zip(rows, answers, strict=True))]
 
 
 def write_results(rows, path):
-    """The results CSV; every text is quoted, since a lone carriage return would else end the row for many readers."""
+    """The results CSV. Every text is quoted: many readers take a carriage return without quotes as the end of a row."""
     with atomic_write(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def draw_results(rows, metrics, cfg):
-    """The gallery page, a seeded sample as single pictures and as a contact sheet, scores and calibration as charts."""
+    """The gallery page, a random sample as single images and as an overview, and the charts if there are `metrics`."""
     from evaluation.bootstrap import expected_calibration_error
     from evaluation.charts import draw_calibration, draw_scores
     from evaluation.gallery import draw_overview, draw_prediction, write_gallery
     folder = Path(cfg.results_dir)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
-    sample = [rows[number] for number in order.tolist()]
-    names = [f"{file_name(row['question_id'])}.png" for row in sample]
-    remove_earlier_samples(folder, names)
-    for row, name in zip(sample, names, strict=True):
+    sample = {f"{file_name(rows[number]['question_id'])}.png": rows[number] for number in order.tolist()}
+    remove_earlier_samples(folder, sample)
+    for name, row in sample.items():
         draw_prediction(row, folder / name)
     if sample:
-        draw_overview(sample, folder / "overview.png")
+        draw_overview(list(sample.values()), folder / "overview.png")
     if metrics is not None:
         draw_scores(metrics, folder / "scores.png")
-        error, table = expected_calibration_error([row["confidence"] for row in rows],
-                                                  [row["exact_match"] / 100 for row in rows])
+        confidence, correct = ([row[name] for row in rows] for name in ("confidence", "exact_match"))
+        error, table = expected_calibration_error(confidence, [score == 100 for score in correct])
         draw_calibration(table, error, folder / "calibration.png")
     write_gallery(rows, metrics, folder)
 
 
 def remove_earlier_samples(folder, names):
-    """Remove the single pictures that an earlier evaluation listed in samples.txt; list `names` there."""
+    """Remove the single images that an earlier evaluation listed in samples.txt; write `names` there."""
     listed = folder / "samples.txt"
     earlier = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     for name in {Path(line).name for line in earlier if line.endswith(".png")} - set(names):
@@ -62,9 +66,9 @@ def remove_earlier_samples(folder, names):
 
 
 def file_name(text):
-    """A text as a file name: what is not a letter, digit, point or dash becomes an underscore, 100 bytes at most.
+    """`text` as a file name of at most 100 bytes: any character but letters, digits, points and dashes becomes "_".
 
-    A name that had to be changed ends in a hash of the text, so that two texts never share one.
+    A changed name ends in a hash of the text, so that two texts never share a name.
     """
     name = re.sub(r"[^\w.-]", "_", text).encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
     return name if name == text else f"{name}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"

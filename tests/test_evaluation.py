@@ -1,12 +1,16 @@
-"""What stands beside a score, and how two results are compared."""
+"""The metrics file, the printed table and the comparison of two results; a metric added the way the README tells."""
 import csv
+import json
+import re
 
 import pytest
+from PIL import Image
 
-from evaluation.report import evaluate_predictions, join_results, print_comparison, print_table
-
-COLUMNS = ("question_id", "image_id", "question", "answer", "prediction", "sentence_bleu", "exact_match", "vqa_accuracy",
-           "confidence")
+from evaluation import metrics
+from evaluation.gallery import write_gallery
+from evaluation.generation import Answer
+from evaluation.report import evaluate_predictions, join_results, print_comparison, print_table, score_bars
+from evaluation.results import result_rows, write_results
 
 
 def rows_of(count=40):
@@ -15,45 +19,92 @@ def rows_of(count=40):
              "question_type": f"what {n % 2}", "answer_type": "other"} for n in range(count)]
 
 
-def test_a_perfect_model_stands_at_the_top_of_every_score(capsys):
+def test_a_perfect_model_scores_100_everywhere(capsys):
     rows = rows_of()
     labels = [row["answer"] for row in rows]
-    scores, metrics = evaluate_predictions(rows, rows, labels, {"wrong_picture": labels[::-1]}, labels)
-    assert all(entry["value"] == 100 for entry in metrics["scores"].values())
-    assert {"most_frequent", "most_frequent_per_question_type", "nearest_question", "wrong_picture"} == set(metrics["floors"])
-    human = metrics["ceilings"]["human"]["mean_sentence_bleu"]["value"]
-    assert 75 < human < 100 and metrics["humans_per_question"] == [10, 10] and metrics["num_images"] == 20
-    assert metrics["verdict"].startswith("beats the strongest floor")
+    scores, content = evaluate_predictions(rows, rows, labels, {"wrong_picture": labels[::-1]}, labels)
+    assert all(entry["value"] == 100 for entry in content["scores"].values())
+    assert {"most_frequent", "most_frequent_per_question_type", "nearest_question", "wrong_picture"} == set(content["floors"])
+    annotator = content["ceilings"]["human"]["mean_sentence_bleu"]["value"]
+    assert 75 < annotator < 100 and content["humans_per_question"] == [10, 10] and content["num_images"] == 20
+    assert content["verdict"].startswith("beats the strongest floor")
     assert len(scores["exact_match"]) == len(rows)
-    print_table(metrics)
+    print_table(content)
     printed = capsys.readouterr().out
-    assert "40 questions on 20 pictures, 10 human answers each" in printed and "what 0 100.0 (n=20)" in printed
+    assert "40 questions on 20 images, 10 annotations each" in printed and "what 0 100.0 (n=20)" in printed
 
 
-def test_one_answer_per_question_has_no_human_ceiling_and_the_table_says_so(capsys):
+def test_one_annotation_per_question_gives_no_annotator_ceiling_and_the_table_says_so(capsys):
     rows = [row | {"answers": [row["answer"]]} for row in rows_of()]
     labels = [row["answer"] for row in rows]
-    _, metrics = evaluate_predictions(rows, rows, labels, {}, labels)
-    assert metrics["ceilings"]["human"]["mean_sentence_bleu"]["value"] is None
-    print_table(metrics)
+    _, content = evaluate_predictions(rows, rows, labels, {}, labels)
+    assert content["ceilings"]["human"]["mean_sentence_bleu"]["value"] is None
+    print_table(content)
     printed = capsys.readouterr().out
-    assert "one human: unknown" in printed and "1 human answer each" in printed
+    assert "one annotator: unknown" in printed and "1 annotation each" in printed
+    assert score_bars(content)[0]["ends"][1] == "no annotator ceiling"
 
 
-def write_results(path, predictions, scores, **changes):
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        for number, (prediction, score) in enumerate(zip(predictions, scores, strict=True)):
-            writer.writerow({"question_id": number, "image_id": number // 2, "question": "what?", "answer": "None",
-                             "prediction": prediction, "sentence_bleu": score, "exact_match": score, "vqa_accuracy": score,
-                             "confidence": 0.5, **changes})
+def first_word(prediction, label):
+    """100 if both start with the same word, else 0."""
+    return 100.0 * (prediction.split()[:1] == label.split()[:1])
+
+
+def test_a_new_metric_is_one_function_and_one_line(monkeypatch, capsys, tmp_path):
+    """It has to be in the metrics file, in its own column of the printed table, among the bars and in the gallery."""
+    line = metrics.Metric("first_word", "first", "First word", "label", first_word)
+    table = (metrics.METRICS[0], line, *metrics.METRICS[1:])  # in the middle: the columns after it must not shift
+    for name in ("metrics", "baselines", "report"):
+        monkeypatch.setattr(f"evaluation.{name}.METRICS", table)
+    rows = rows_of()
+    predictions = ["a blue thing"] * 30 + ["the red thing"] * 10
+    scores, content = evaluate_predictions(rows, rows, predictions, {}, predictions)
+    content = json.loads(json.dumps({"checkpoint": "x.pt", "split": "test", **content}))
+    assert content["scores"]["first_word"]["value"] == 75.0 and content["ceilings"]["human"]["first_word"]["value"] is not None
+    print_table(content)
+    head, model = (line.split() for line in re.findall(r"^ +BLEU .*|^the model.*", capsys.readouterr().out, re.MULTILINE))
+    assert head[:3] == ["BLEU", "first", "multi-ref"] and model[3] == "75.0"
+    assert [(bar["label"], bar["value"]) for bar in score_bars(content)][1] == ("First word", 75.0)
+    for row in rows:
+        Image.new("RGB", (8, 6)).save(tmp_path / row["image_path"])
+    answers = [Answer(text, 0.5, None) for text in predictions]
+    write_gallery(result_rows(rows, answers, tmp_path, scores), content, tmp_path / "results")
+    page = (tmp_path / "results/index.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page).group(1))
+    assert data["scores"][1]["label"] == "First word"
+    assert data["table"][0][:3] == ["the model", data["scores"][0]["value"], 75.0]
+
+
+def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alone(tmp_path):
+    rows = rows_of(2)
+    answers = [Answer("a red thing 0", 0.9, 0.6), Answer("x, \"y\"\r", 0.25, None)]
+    scores = metrics.score_rows([answer.text for answer in answers], [row["answer"] for row in rows], [[], []])
+    scored, unscored = (result_rows(rows, answers, tmp_path, given) for given in (scores, None))
+    assert rows == rows_of(2)
+    assert (scored[0]["prediction"], scored[0]["exact_match"], scored[0]["gate"]) == ("a red thing 0", 100.0, 0.6)
+    assert scored[1]["image_file"] == tmp_path / "p0.jpg" and unscored[1]["sentence_bleu"] is None
+    write_results(scored, tmp_path / "r.csv")
+    with open(tmp_path / "r.csv", newline="", encoding="utf-8") as stream:
+        written = list(csv.DictReader(stream))
+    assert list(written[0]) == ["question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu",
+                                "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type"]
+    assert written[1]["prediction"] == "x, \"y\"\r" and written[1]["confidence"] == "0.25"
+
+
+# comparison
+
+def write_csv(path, predictions, scores, **changes):
+    """A results CSV of one row per prediction; `changes` replace columns."""
+    rows = [{"question_id": number, "image_id": number // 2, "question": "what?", "answer": "None", "prediction": prediction,
+             "sentence_bleu": score, "exact_match": score, "vqa_accuracy": score, "confidence": 0.5, **changes}
+            for number, (prediction, score) in enumerate(zip(predictions, scores, strict=True))]
+    write_results(rows, path)
     return path
 
 
 def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys):
-    a = write_results(tmp_path / "a.csv", ["x", "y", "n/a", "w"], [0, 50, 20, 100])
-    b = write_results(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0, 100, 0, 100])
+    a = write_csv(tmp_path / "a.csv", ["x", "y", "n/a", "w"], [0, 50, 20, 100])
+    b = write_csv(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0, 100, 0, 100])
     print_comparison(a, b)
     printed = capsys.readouterr().out
     assert "42.50 ->    50.00   +7.50 [" in printed
@@ -65,13 +116,13 @@ def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys
 
 @pytest.mark.parametrize("change, message", [
     (lambda path: path.write_text("question_id,prediction\n1,x\n"), "is not a results CSV"),
-    (lambda path: write_results(path, ["x"], [1]), "answer different questions"),
-    (lambda path: write_results(path, list("abcd"), [1] * 4, answer="other"), "different labels"),
-    (lambda path: write_results(path, list("abcd"), [1] * 4, sentence_bleu=""), "without scores"),
+    (lambda path: write_csv(path, ["x"], [1]), "answer different questions"),
+    (lambda path: write_csv(path, list("abcd"), [1] * 4, answer="other"), "different labels"),
+    (lambda path: write_csv(path, list("abcd"), [1] * 4, sentence_bleu=None), "without scores"),
     (lambda path: path.unlink(), "no such file")])
 def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
-    a = write_results(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
-    b = write_results(tmp_path / "b.csv", list("abcd"), [1, 2, 3, 4])
+    a = write_csv(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
+    b = write_csv(tmp_path / "b.csv", list("abcd"), [1, 2, 3, 4])
     change(b)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         join_results(a, b)
