@@ -27,12 +27,12 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_script():
-    """Run a script of the repository in a subprocess: run_script("train.py", "--epochs", 1) -> CompletedProcess."""
-    def run(script, *flags, expect=0, cwd=ROOT, **environment):
+    """Run a script in a subprocess: run_script("train.py", "--epochs", 1) -> CompletedProcess. `root`: where the script is."""
+    def run(script, *flags, expect=0, cwd=ROOT, root=ROOT, **environment):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
-        result = subprocess.run([sys.executable, ROOT / script, *map(str, flags)], cwd=cwd, env=env, text=True,
+        result = subprocess.run([sys.executable, root / script, *map(str, flags)], cwd=cwd, env=env, text=True,
                                 capture_output=True, timeout=300)
         assert result.returncode == expect, f"{script}: status {result.returncode}\n{result.stdout}\n{result.stderr}"
         return result

@@ -75,7 +75,8 @@ def test_a_run_killed_many_times_ends_as_an_undisturbed_one(script, encoder_flag
             cache_kills += kill_when(start(killed, script, flags), f"cache/{pattern}", killed)
     for number in range(NUM_IN_SAVE):
         pattern = ".last.*.tmp.pt" if number % 2 else ".vqa_checkpoint.*.tmp.pt"
-        save_kills += kill_when(start(killed, script, with_resume(killed, output_dir, flags)), f"{output_dir}/{pattern}", killed)
+        process = start(killed, script, with_resume(killed, output_dir, flags))
+        save_kills += kill_when(process, f"{output_dir}/{pattern}", killed)
     while random_kills < NUM_RANDOM:
         process = start(killed, script, with_resume(killed, output_dir, flags))
         time.sleep(seconds * rng.random())  # spread over the whole run
