@@ -101,7 +101,8 @@ def flags(uneven_data, encoder_flags):
 def running(flags, tmp_path):
     """A run of two processes in `run`, in epoch 2 or a little later: (torchrun, {rank: process id})."""
     torchrun = start("train.py", *flags, "--output-dir", "run", processes=2, cwd=tmp_path)
-    while torchrun.poll() is None and not ((tmp_path / "run/train_log.csv").is_file() and len(tiny.read_log(tmp_path / "run")) > 1):
+    log = tmp_path / "run/train_log.csv"
+    while torchrun.poll() is None and not (log.is_file() and len(tiny.read_csv(log)) > 1):
         time.sleep(0.05)
     workers = {}
     for number in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():

@@ -118,11 +118,6 @@ def test_resuming_with_other_images_under_the_same_names_is_refused(run_config, 
         train.main(dataclasses.replace(cfg, resume=True))
 
 
-def test_resuming_without_a_last_pt_is_an_error(run_config):
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        train.main(run_config(resume=True))
-
-
 @pytest.mark.parametrize("damage, message", [
     (lambda last: last.update(optimizer={}), "last.pt is damaged .* start without --resume"),
     (lambda last: last.pop("log"), "last.pt is not a checkpoint of this program: it lacks log")])
