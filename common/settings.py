@@ -14,7 +14,8 @@ def run(main, config_class):
     """Parse the flags of `config_class`, print the settings, call `main(cfg)`.
 
     ValueError and OSError (a wrong setting, a missing file, a full disk) end in one line on stderr and
-    exit status 2. Ctrl-C and a TERM signal end in one line and status 130. VQA_DEBUG=1 shows the traceback.
+    exit status 2. Ctrl-C and a TERM signal end in one line and status 130. If another process of a torchrun ends,
+    this one ends in one line and status 1. VQA_DEBUG=1 shows the traceback.
     """
     import tyro
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -30,6 +31,11 @@ def run(main, config_class):
             raise
         print(f"{f'process {rank}: ' * (rank > 0)}error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if os.environ.get("VQA_DEBUG") or "by peer" not in str(error):  # what gloo says if a connection breaks
+            raise
+        print(f"process {rank}: stopped, because another process of this run ended", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)

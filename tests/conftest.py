@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py and picture_server.py
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look for a hub
+sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,12 +27,12 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_script():
-    """Run a script of the repository in a subprocess: run_script("train.py", "--epochs", 1) -> CompletedProcess."""
-    def run(script, *flags, expect=0, cwd=ROOT, **environment):
+    """Run a script in a subprocess: run_script("train.py", "--epochs", 1) -> CompletedProcess. `root`: where the script is."""
+    def run(script, *flags, expect=0, cwd=ROOT, root=ROOT, **environment):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
-        result = subprocess.run([sys.executable, ROOT / script, *map(str, flags)], cwd=cwd, env=env, text=True,
+        result = subprocess.run([sys.executable, root / script, *map(str, flags)], cwd=cwd, env=env, text=True,
                                 capture_output=True, timeout=300)
         assert result.returncode == expect, f"{script}: status {result.returncode}\n{result.stdout}\n{result.stderr}"
         return result
@@ -65,7 +65,7 @@ def pixels(encoders, data_dir, session_cache):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with twelve pictures of different sizes: images/00.png to images/11.png."""
+    """A folder with twelve images of different sizes: images/00.png to images/11.png."""
     import numpy as np
     from PIL import Image
 
@@ -75,6 +75,18 @@ def folder(tmp_path):
         pixels = rng.integers(0, 255, (30 + number, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"images/{number:02d}.png")
     return tmp_path
+
+
+@pytest.fixture
+def run_config(encoder_flags, data_dir, session_cache, tmp_path):
+    """run_config(output_dir=..., epochs=...) -> settings of a small stage 1."""
+    import train
+
+    def make(**changes):
+        return train.Config(**{"data_dir": str(data_dir), "output_dir": str(tmp_path / "run"), "clip_model": encoder_flags[1],
+                               "gpt2_model": encoder_flags[3], "cache_dir": str(session_cache), "hidden_size": 24,
+                               "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "answer_max_len": 8, **changes})
+    return make
 
 
 @pytest.fixture

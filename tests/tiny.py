@@ -1,4 +1,4 @@
-"""Tiny encoders with random weights and a small data set of drawn pictures, for tests."""
+"""Tiny encoders with random weights, a small data set of drawn images, and helpers for output folders."""
 import csv
 import json
 import random
@@ -14,7 +14,7 @@ VISION = {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_s
 
 
 def write_encoders(folder, seed=0):
-    """open_clip and transformers folders with random weights; returns the flags that name them."""
+    """Folders of open_clip and transformers with random weights; returns the flags that name them."""
     import open_clip
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -38,23 +38,16 @@ def write_encoders(folder, seed=0):
     return ["--clip-model", f"local-dir:{clip}", "--gpt2-model", str(gpt2)]
 
 
-def write_data(folder, num_pictures=60, seed=0):
-    """A data folder as mini_vqa_v2.py writes it: two coloured things per picture, three questions each."""
+def write_data(folder, num_images=60, seed=0):
+    """A data folder as mini_vqa_v2.py writes it: two coloured objects per image, three questions each. Returns the rows."""
     folder, draw_from = Path(folder), random.Random(seed)
     (folder / "images").mkdir(parents=True)
     rows = []
-    for number in range(num_pictures):
-        things = [(draw_from.choice(sorted(COLOURS)), draw_from.choice(SHAPES)) for _ in range(2)]
-        picture = Image.new("RGB", (48 + 4 * (number % 5), 40), "white")
-        for side, (colour, shape) in enumerate(things):
-            left = 2 + side * 24
-            draw = ImageDraw.Draw(picture)
-            box = (left, 10, left + 18, 28)
-            {"ball": draw.ellipse, "box": draw.rectangle}.get(shape, draw.chord)(
-                *((box, 180, 360) if shape == "roof" else (box,)), fill=COLOURS[colour])
+    for number in range(num_images):
+        objects = [(draw_from.choice(sorted(COLOURS)), draw_from.choice(SHAPES)) for _ in range(2)]
         image_path = f"images/{number:04d}.png"
-        picture.save(folder / image_path)
-        phrases = [f"a {colour} {shape}" for colour, shape in things]
+        draw_image(objects, 48 + 4 * (number % 5)).save(folder / image_path)
+        phrases = [f"a {colour} {shape}" for colour, shape in objects]
         answers = [*phrases, f"{phrases[0]} and {phrases[1]}"]
         split = "test" if number % 6 == 0 else "val" if number % 6 == 1 else "train"
         for index, (question, answer) in enumerate(zip(QUESTIONS, answers, strict=True)):
@@ -66,6 +59,21 @@ def write_data(folder, num_pictures=60, seed=0):
     return rows
 
 
+def draw_image(objects, width):
+    """An image of two (colour, shape), side by side."""
+    image = Image.new("RGB", (width, 40), "white")
+    draw = ImageDraw.Draw(image)
+    for side, (colour, shape) in enumerate(objects):
+        box, fill = (2 + side * 24, 10, 20 + side * 24, 28), COLOURS[colour]
+        if shape == "ball":
+            draw.ellipse(box, fill=fill)
+        elif shape == "box":
+            draw.rectangle(box, fill=fill)
+        else:
+            draw.chord(box, 180, 360, fill=fill)
+    return image
+
+
 def write_rows(folder, rows):
     """metadata.csv and qa_pairs.json of `rows`."""
     columns = [name for name in rows[0] if name != "answers"]
@@ -74,3 +82,25 @@ def write_rows(folder, rows):
         writer.writeheader()
         writer.writerows(rows)
     (Path(folder) / "qa_pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def read_log(output_dir):
+    """The rows of train_log.csv without the columns that measure time."""
+    return [{name: value for name, value in row.items() if name not in ("seconds", "samples_per_s")}
+            for row in read_csv(Path(output_dir) / "train_log.csv")]
+
+
+def check_equal_runs(one, other):
+    """Two output folders hold the same log (but for the times), the same samples and bit-identical weights."""
+    assert read_log(one) == read_log(other)
+    assert (one / "samples.csv").read_bytes() == (other / "samples.csv").read_bytes()
+    for name in ("vqa_checkpoint.pt", "last.pt"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+        assert first["epoch"] == second["epoch"] and first["val_loss"] == second["val_loss"]
+        assert first["weights"].keys() == second["weights"].keys()
+        assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])

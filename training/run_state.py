@@ -63,6 +63,8 @@ class Run:
         print(f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
               f"{' *' * improved}, val BLEU {row['val_bleu']:.1f}", flush=True)
         content = {**self.header, "weights": self.model.trainable_weights(), "epoch": row["epoch"], "val_loss": row["val_loss"]}
+        if len(self.log) == 1:  # last.pt of an earlier run does not fit this run's vqa_checkpoint.pt
+            (self.folder / "last.pt").unlink(missing_ok=True)
         # The best checkpoint first: a kill between the two files repeats the epoch and writes the same one again.
         if improved:
             save_checkpoint(self.folder / "vqa_checkpoint.pt", content)

@@ -1,0 +1,70 @@
+"""Checkpoint files that are damaged, foreign, dangerous, or do not fit the model are refused in one line."""
+import math
+
+import pytest
+import torch
+
+import train
+from training.checkpoint import load_model, read_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(encoder_flags, data_dir, session_cache, tmp_path_factory):
+    """The path of stage 1's checkpoint."""
+    folder = tmp_path_factory.mktemp("stage_1")
+    train.main(train.Config(data_dir=str(data_dir), output_dir=str(folder), clip_model=encoder_flags[1], epochs=1,
+                            gpt2_model=encoder_flags[3], cache_dir=str(session_cache), hidden_size=24))
+    return folder / "vqa_checkpoint.pt"
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda c: c.pop("vocab"), "lacks vocab"),
+    (lambda c: c.update(format="generative-vqa checkpoint 1"), "has the format .* 1', this program reads .*: train again"),
+    (lambda c: c.update(vocab=None), "another version of this program, or is damaged"),
+    (lambda c: c["vocab"].append("one-more"), r"decoder.embedding.weight has the shape \(\d+, 24\) in the file"),
+    (lambda c: c.update(encoders={}), "another version of this program, or is damaged"),
+    (lambda c: c["encoders"]["fingerprints"].update(clip="0" * 32), "0{32}, the one found here has"),
+    (lambda c: c["model_config"].update(hidden_size=28), r"has the shape .* in the file and .* in the model"),
+    (lambda c: c["model_config"].update(hidden_size="abc"), "another version of this program, or is damaged"),
+    (lambda c: c["model_config"].update(heads=4), "another version .*'heads'.*: train again"),
+    (lambda c: c["model_config"].update(fusion="typo"), "the model's fusion 'typo' is none of gated, concat"),
+    (lambda c: c["model_config"].update(inputs="nothing"), "the model's inputs 'nothing' is none of both, question, image"),
+    (lambda c: c["weights"].pop("decoder.output.bias"), r"decoder.output.bias has the shape None in the file"),
+    (lambda c: c["weights"].update({"decoder.output.bias": [1.0]}), "another version of this program, or is damaged"),
+    (lambda c: c["weights"]["decoder.output.bias"].fill_(math.nan), "decoder.output.bias holds numbers that are not finite"),
+])
+def test_a_checkpoint_that_does_not_fit_is_refused(damage, message, checkpoint, tmp_path):
+    content = read_checkpoint(checkpoint)
+    damage(content)
+    save_checkpoint(tmp_path / "bad.pt", content)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "bad.pt")
+
+
+class RunsCode:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", {"model": torch.ones(2)}, {"format": RunsCode()}],
+                         ids=["empty", "text", "foreign", "code"])
+def test_files_that_are_no_checkpoint_are_refused(content, tmp_path, capsys):
+    path = tmp_path / "x.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match="is not a checkpoint of this program"):
+        read_checkpoint(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_truncated_checkpoint_and_a_flipped_byte_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "x.pt", {"weights": torch.ones(3000)})
+    whole = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match="is not a checkpoint of this program, or is damaged"):
+        read_checkpoint(tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(whole[:6000] + bytes([whole[6000] ^ 1]) + whole[6001:])
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        read_checkpoint(tmp_path / "x.pt")
