@@ -114,7 +114,7 @@ def test_a_damaged_manifest_does_no_harm(collect_from, whole, name):
 def test_temporary_files_of_killed_runs_are_removed_and_nothing_else(collect_from, tmp_path):
     folder = tmp_path / "out" / "images"
     folder.mkdir(parents=True)
-    ours = [folder / ".COCO_train2014_000000000001.77.tmp.jpg", tmp_path / "out" / ".metadata.77.tmp.csv"]
+    ours = [folder / ".COCO_train2014_000000000001.4194305.tmp.jpg", tmp_path / "out" / ".metadata.4194305.tmp.csv"]
     theirs = [folder / ".notes.tmp.txt", tmp_path / "out" / ".metadata.csv.swp", tmp_path / "out" / "plan.77.tmp.csv"]
     for path in ours + theirs:
         path.write_text("x")
