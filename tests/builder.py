@@ -1,5 +1,4 @@
 """How the tests run mini_vqa_v2.py: small official files, a few images, and the script in this process without long waits."""
-import csv
 import functools
 import gzip
 import hashlib
@@ -9,6 +8,7 @@ import zipfile
 import pytest
 from conftest import ROOT, call_script, start
 from image_server import draw_jpeg
+from tiny import read_csv
 
 import download.http
 
@@ -61,8 +61,7 @@ def start_script(*flags):
 
 
 def read_rows(folder):
-    with open(folder / "metadata.csv", encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(folder / "metadata.csv")
 
 
 def repack(folder, target, kind):
@@ -97,8 +96,7 @@ def collect_from(run, tmp_path):
 
 
 def read_missing(folder):
-    with open(folder / "missing.csv", encoding="utf-8", newline="") as stream:
-        return {row["name"]: row["reason"] for row in csv.DictReader(stream)}
+    return {row["name"]: row["reason"] for row in read_csv(folder / "missing.csv")}
 
 
 def assert_complete(folder):

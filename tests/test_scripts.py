@@ -183,10 +183,6 @@ def test_a_mistake_is_one_line_and_status_2(script, flags, message, trained, enc
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_flag_stops_the_run(run_script):
-    assert "--epoch" in run_script("train.py", "--epochz", 3, expect=2).stderr
-
-
 def test_stage_two_says_if_stage_one_was_interrupted(trained, data_dir, tmp_path):
     folder, *_ = trained
     shutil.copytree(folder / "output/feature_extraction", tmp_path / "one")
