@@ -17,7 +17,6 @@ from builder import ODD, assert_complete, many_entries, read_missing, read_rows,
 from conftest import call_script
 from image_server import ImageServer, draw_jpeg
 
-from common.files import file_lock
 from download import images
 
 run, short_waits, collect_from = builder.run, builder.short_waits, builder.collect_from  # fixtures
@@ -121,13 +120,6 @@ def test_temporary_files_of_killed_runs_are_removed_and_nothing_else(collect_fro
     assert not any(path.exists() for path in ours) and all(path.exists() for path in theirs)
 
 
-def test_the_second_of_two_runs_in_one_folder_is_refused(collect_from, whole):
-    with file_lock(whole / ".lock", "never"):
-        before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
-        assert f"another run is writing to --output-dir {whole}" in collect_from(NOWHERE, expect=2)
-        assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
-
-
 def test_a_full_disk_is_one_line_and_leaves_no_part_of_an_image(collect_from, tmp_path, monkeypatch):
     def full(source, target):
         if target.name == ODD:
@@ -146,25 +138,41 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_an_image(collect_from, tm
     assert_complete(tmp_path / "out")
 
 
+class Build:
+    """One data set built from the text files in `vqa_dir` and the images of `server`; its runs share `folder`."""
+
+    def __init__(self, server, vqa_dir, folder):
+        self.folder = folder
+        self.flags = ["--vqa-dir", vqa_dir, "--output-dir", folder, "--image-url", server.url, "--workers", 4]
+
+    def start(self):
+        return start_script(*self.flags)
+
+    def finish(self):
+        """An undisturbed run in this process; {path: bytes} of all files after it."""
+        call_script("mini_vqa_v2.py", *self.flags, cwd=self.folder.parent)
+        return self.files()
+
+    def files(self):
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
 def test_an_interruption_during_a_long_wait_ends_the_run_at_once(tmp_path, number):
-    folder = write_official(tmp_path / "vqa", many_entries(per_image=1))
     with ImageServer(faults={ODD: itertools.repeat((429, {"Retry-After": "60"}))}) as server:
-        process = start_script("--vqa-dir", folder, "--image-url", server.url, "--output-dir", tmp_path / "out")
-        try:
-            while len(list(tmp_path.glob("out/images/COCO*"))) < 119:
-                time.sleep(0.05)
-            process.send_signal(number)
-            start = time.monotonic()
-            _, error = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        assert time.monotonic() - start < 10 and process.returncode == 130
+        build = Build(server, write_official(tmp_path / "vqa", many_entries(per_image=1)), tmp_path / "out")
+        process = build.start()
+        while len(list(tmp_path.glob("out/images/COCO*"))) < 119:
+            time.sleep(0.05)
+        process.send_signal(number)
+        started = time.monotonic()
+        _, error = process.communicate(timeout=30)
+        assert time.monotonic() - started < 10 and process.returncode == 130
         assert error == "interrupted after fetching 119 of 120 images: run again to continue\n"
         assert not (tmp_path / "out" / "metadata.csv").exists()
         server.faults.clear()
         del server.paths[:]
-        call_script("mini_vqa_v2.py", *process.args[2:], cwd=tmp_path)
+        build.finish()
         assert len(server.paths) == 1
     assert_complete(tmp_path / "out")
 
@@ -219,25 +227,6 @@ def test_https_through_a_proxy_needs_a_trusted_certificate(collect_from, tmp_pat
         collect_from("https://images.invalid")
         assert server.hosts.count("images.invalid") == 120 and "CONNECT images.invalid:443" in server.hosts
     assert_complete(tmp_path / "out")
-
-
-class Build:
-    """One data set built from the text files in `vqa_dir` and the images of `server`; its runs share `folder`."""
-
-    def __init__(self, server, vqa_dir, folder):
-        self.folder = folder
-        self.flags = ["--vqa-dir", vqa_dir, "--output-dir", folder, "--image-url", server.url, "--workers", 4]
-
-    def start(self):
-        return start_script(*self.flags)
-
-    def finish(self):
-        """An undisturbed run in this process; {path: bytes} of all files after it."""
-        call_script("mini_vqa_v2.py", *self.flags, cwd=self.folder.parent)
-        return self.files()
-
-    def files(self):
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
