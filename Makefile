@@ -50,10 +50,10 @@ ablations: .venv/installed demo-data
 	$(PY) demo/ablations.py $(DEMO_DATA) --train-flags="$(DEMO_TRAIN)" --fine-tune-flags="$(DEMO_FINE_TUNE)"
 
 test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m slow
+	$(PY) -m pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

@@ -115,20 +115,6 @@ def pixels(encoders, data_dir, session_cache):
     return decode_images(data_dir, read_rows(data_dir)["image_path"], encoders.image, session_cache, 2)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with twelve images of different sizes: images/00.png to images/11.png."""
-    import numpy as np
-    from PIL import Image
-
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        pixels = rng.integers(0, 255, (30 + number, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"images/{number:02d}.png")
-    return tmp_path
-
-
 @pytest.fixture(scope="session")
 def small_settings(encoder_flags, data_dir, session_cache):
     """Settings of train.py for a small stage 1."""

@@ -87,8 +87,8 @@ def test_two_processes_give_the_losses_of_a_single_one(uneven_data, no_dropout_f
 
 @pytest.fixture
 def command(uneven_data, encoder_flags):
-    return ["train.py", "--data-dir", uneven_data, "--batch-size", 9, *encoder_flags, "--hidden-size", 24, "--epochs", 20,
-            "--patience", 20, "--output-dir"]
+    return ["train.py", "--data-dir", uneven_data, "--batch-size", 9, *encoder_flags, "--hidden-size", 24, "--epochs", 12,
+            "--patience", 12, "--output-dir"]
 
 
 def wait_for_epoch_one(process, folder):
@@ -106,7 +106,7 @@ def test_two_processes_stop_at_a_term_signal_and_resume_bit_for_bit(command, tmp
     torchrun.terminate()
     _, _, errors = finish(torchrun, seconds=25)
     assert "which is lost; the epochs before it are saved: the same command with --resume continues" in errors
-    assert 1 <= torch.load(tmp_path / "run/last.pt", weights_only=True)["epoch"] < 20
+    assert 1 <= torch.load(tmp_path / "run/last.pt", weights_only=True)["epoch"] < 12
     assert not list((tmp_path / "run").glob(".*"))
     assert "processes was 2, is 1" in call_script(*command, "run", "--resume", expect=2, cwd=tmp_path)
     run_two(*command, "run", "--resume", cwd=tmp_path)

@@ -19,12 +19,12 @@ CPU = Precision("cpu")
 
 
 @pytest.mark.parametrize("change", ["weight", "freeze boundary", "pooling", "transform"])
-def test_a_change_of_anything_that_states_depend_on_gives_new_states(change, encoders, make_model, folder, tmp_path):
+def test_a_change_of_anything_that_states_depend_on_gives_new_states(change, encoders, make_model, data_dir, tmp_path):
     cache = tmp_path / "cache"
-    paths = [f"images/{number:02d}.png" for number in range(12)]
+    paths = [f"images/{number:04d}.png" for number in range(12)]
 
     def build():
-        pixels = decode_images(folder, paths, encoders.image, cache, 2)
+        pixels = decode_images(data_dir, paths, encoders.image, cache, 2)
         return build_store(model, encoders, pixels, ["What?", "Who is it?"], cache, CPU)
 
     model = make_model(clip_layers=1, gpt2_layers=1)

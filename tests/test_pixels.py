@@ -12,26 +12,26 @@ from features import pixels
 from features.pixels import decode_images
 
 
-def decode(encoders, folder, cache_dir, workers=2):
-    """The PixelStore of the twelve images in the fixture `folder`."""
-    return decode_images(folder, [f"images/{number:02d}.png" for number in range(12)], encoders.image, cache_dir, workers)
+def decode(encoders, data_dir, cache_dir, workers=2):
+    """The PixelStore of twelve images."""
+    return decode_images(data_dir, [f"images/{number:04d}.png" for number in range(12)], encoders.image, cache_dir, workers)
 
 
-def test_pixels_are_those_of_clips_own_transform(encoders, folder, tmp_path):
+def test_pixels_are_those_of_clips_own_transform(encoders, data_dir, tmp_path):
     from open_clip.transform import PreprocessCfg, image_transform_v2
     transform = image_transform_v2(PreprocessCfg(**encoders.image.visual.preprocess_cfg), is_train=False)
-    store = decode(encoders, folder, tmp_path / "cache")
+    store = decode(encoders, data_dir, tmp_path / "cache")
     for row, path in enumerate(store.paths):
-        with Image.open(folder / path) as image:
+        with Image.open(data_dir / path) as image:
             expected = transform(image)
         found = encoders.image.normalize(torch.from_numpy(store.pixels[row:row + 1]))[0]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_a_second_run_decodes_nothing(encoders, folder, tmp_path, monkeypatch):
-    first = decode(encoders, folder, tmp_path / "cache")
+def test_a_second_run_decodes_nothing(encoders, data_dir, tmp_path, monkeypatch):
+    first = decode(encoders, data_dir, tmp_path / "cache")
     monkeypatch.setattr(pixels, "build_pixels", lambda *_: pytest.fail("decoded again"))
-    assert np.array_equal(first.pixels, decode(encoders, folder, tmp_path / "cache").pixels)
+    assert np.array_equal(first.pixels, decode(encoders, data_dir, tmp_path / "cache").pixels)
 
 
 def test_a_changed_image_is_decoded_again_even_with_its_old_time_and_size(encoders, tmp_path):
@@ -64,12 +64,12 @@ def test_one_percent_of_the_images_may_be_unreadable(encoders, tmp_path, capsys)
         decode_images(tmp_path, names, encoders.image, tmp_path / "cache", 2)
 
 
-def test_the_number_of_workers_changes_no_pixel(encoders, folder, tmp_path):
-    stores = [decode(encoders, folder, tmp_path / str(workers), workers) for workers in (1, 3)]
+def test_the_number_of_workers_changes_no_pixel(encoders, data_dir, tmp_path):
+    stores = [decode(encoders, data_dir, tmp_path / str(workers), workers) for workers in (1, 3)]
     assert np.array_equal(stores[0].pixels, stores[1].pixels) and stores[0].pixels.any((1, 2, 3)).all()
 
 
-def test_a_killed_worker_is_one_clear_line(encoders, folder, tmp_path, monkeypatch):
+def test_a_killed_worker_is_one_clear_line(encoders, data_dir, tmp_path, monkeypatch):
     parent = os.getpid()
 
     def die(path):
@@ -80,5 +80,5 @@ def test_a_killed_worker_is_one_clear_line(encoders, folder, tmp_path, monkeypat
     monkeypatch.setattr(pixels, "open_image", die)
     monkeypatch.setattr(pixels, "IMAGES_PER_TASK", 2)
     with pytest.raises(ValueError, match="a process that decodes images died .*--workers"):
-        decode(encoders, folder, tmp_path / "cache")
+        decode(encoders, data_dir, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

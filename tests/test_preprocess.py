@@ -72,11 +72,6 @@ def test_bad_csvs_end_in_one_clear_line(text, encoding, message, tmp_path):
     assert "own.csv" in str(error.value)
 
 
-def test_missing_data_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match="mini_vqa_v2.py"):
-        read_rows(tmp_path / "nowhere")
-
-
 def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):
     rows = read_rows(write_csv(tmp_path, HEADER + "a.jpg,q,\nb.jpg,q,x\nc.jpg, ,x\n"))
     assert len(rows) == 1 and "2 rows" in capsys.readouterr().out
@@ -123,12 +118,6 @@ def test_the_split_of_an_own_image_is_constant_and_near_its_share():
     assert abs(shares["train"] - 0.8) < 0.02 and abs(shares["val"] - 0.1) < 0.02
     # written down once: train.py and test.py of any version must agree
     assert [split_of(path) for path in ("a.jpg", "images/1.png", "7.jpg", "12.jpg")] == ["val", "train", "train", "train"]
-
-
-def test_splits_share_no_image(data_dir):
-    rows = read_rows(data_dir)
-    images = [set(rows_of_split(rows, split)["image_path"]) for split in SPLITS]
-    assert not (images[0] & images[1] or images[0] & images[2] or images[1] & images[2])
 
 
 @pytest.fixture
