@@ -146,6 +146,6 @@ def test_a_full_disk_leaves_the_checkpoint_and_says_so(run_config, tmp_path, mon
 
 
 def test_a_second_run_in_the_same_folder_is_refused(run_config, tmp_path):
-    with run_state.hold_folder(tmp_path / "run"), pytest.raises(ValueError, match="another run is writing"):
+    with run_state.lock_output_folder(tmp_path / "run"), pytest.raises(ValueError, match="another run is writing"):
         train.main(run_config())
     train.main(run_config(epochs=1))
