@@ -18,10 +18,10 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, for imports
 
 import torch
+from tqdm.contrib.concurrent import process_map
 
 from common import settings
 from common.files import atomic_write, write_json
-from demo.make_scenes import draw_all
 from demo.pretraining import captions, clip_training, gpt2_training
 
 HELD_OUT_FAMILIES, HELD_OUT_TEXTS = 100, 200
@@ -106,7 +106,8 @@ def pretrain_gpt2(cfg, folder):
 def pretrain_clip(cfg, folder):
     """Draw the families, then train CLIP in `cfg.workers` processes."""
     draw = partial(clip_training.render_family, seed=cfg.seed)
-    scenes = clip_training.Scenes(draw_all(draw, range(cfg.num_families), cfg.workers, "families"))
+    scenes = clip_training.Scenes(process_map(draw, range(cfg.num_families), max_workers=cfg.workers, chunksize=32,
+                                              desc="families", unit=" families"))
     draw = partial(clip_training.render_family, seed=f"held out {cfg.seed}")
     held_out = clip_training.Scenes([draw(number) for number in range(HELD_OUT_FAMILIES)])
     print(f"{len(scenes)} images, {len(scenes.index)} statements; {len(held_out)} images held out")
