@@ -1,8 +1,8 @@
 """Time and memory on generated data of the size of VQA v2's training set.
 
-Writes questions and annotations with the number and bytes of VQA v2's, runs mini_vqa_v2.py on them, reads the rows as train.py
-does, and takes training steps from a generated store of the states of all 82,783 images (6.4 GB with real encoders). Prints
-a table; writes full_size.json into --output-dir and deletes everything else. About ten minutes on two cores, two with --tiny.
+Writes as many questions and annotations as VQA v2 has, runs mini_vqa_v2.py on them, reads the rows as train.py does, and takes
+training steps from a generated store of the states of all 82,783 images (6.4 GB with real encoders). Prints a table; writes
+full_size.json into --output-dir and deletes everything else. About ten minutes on two cores, two with --tiny.
 """
 import json
 import os

@@ -97,8 +97,7 @@ def pretrain_gpt2(cfg, folder):
     """Train tokenizer and language model, and save both. The weights are saved in fp16."""
     texts = gpt2_training.question_texts(cfg.num_texts, cfg.seed)
     held_out = gpt2_training.question_texts(HELD_OUT_TEXTS, f"held out {cfg.seed}")
-    model, tokenizer = gpt2_training.train_gpt2(texts, held_out, cfg.gpt2_steps, cfg.gpt2_batch_size,
-                                                cfg.gpt2_learning_rate, cfg.seed, Log(folder / "gpt2_log.csv"))
+    model, tokenizer = gpt2_training.train_gpt2(texts, held_out, cfg, Log(folder / "gpt2_log.csv"))
     model.transformer.half().save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
 
@@ -113,9 +112,8 @@ def pretrain_clip(cfg, folder):
     print(f"{len(scenes)} images, {len(scenes.index)} statements; {len(held_out)} images held out")
     context = multiprocessing.get_context("fork")  # forked processes share the images in memory
     with tempfile.TemporaryDirectory() as temporary:
-        arguments = (cfg.workers, f"{temporary}/address", scenes, held_out, cfg.clip_steps, cfg.clip_batch_size,
-                     cfg.clip_learning_rate, cfg.muon_learning_rate, cfg.weight_decay, cfg.seed,
-                     Log(folder / "clip_log.csv"), partial(save_clip, folder=folder / "clip"), cfg.save_seconds)
+        arguments = (cfg, f"{temporary}/address", scenes, held_out, Log(folder / "clip_log.csv"),
+                     partial(save_clip, folder=folder / "clip"))
         others = [context.Process(target=clip_training.train_clip, args=(rank, *arguments), daemon=True)
                   for rank in range(1, cfg.workers)]
         for process in others:
