@@ -84,25 +84,24 @@ class Pen:
         (x0, y0), (x1, y1) = self.at((left, bottom)), self.at((right, top))
         return (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
 
+    def outlined(self, fill):
+        return {"fill": fill, "outline": shade(fill, 0.55), "width": self.line_width}
+
     def polygon(self, points, fill):
-        self.draw.polygon([self.at(point) for point in points], fill=fill, outline=shade(fill, 0.55),
-                          width=self.line_width)
+        self.draw.polygon([self.at(point) for point in points], **self.outlined(fill))
 
     def oval(self, left, bottom, right, top, fill):
-        self.draw.ellipse(self.box(left, bottom, right, top), fill=fill, outline=shade(fill, 0.55),
-                          width=self.line_width)
+        self.draw.ellipse(self.box(left, bottom, right, top), **self.outlined(fill))
 
     def block(self, left, bottom, right, top, fill, radius=0.0):
-        self.draw.rounded_rectangle(self.box(left, bottom, right, top), radius * self.scale, fill=fill,
-                                    outline=shade(fill, 0.55), width=self.line_width)
+        self.draw.rounded_rectangle(self.box(left, bottom, right, top), radius * self.scale, **self.outlined(fill))
 
     def line(self, points, fill=INK, width=1.0):
         self.draw.line([self.at(point) for point in points], fill=fill, width=round(self.line_width * width),
                        joint="curve")
 
     def pie(self, left, bottom, right, top, start, end, fill):
-        self.draw.pieslice(self.box(left, bottom, right, top), start, end, fill=fill, outline=shade(fill, 0.55),
-                           width=self.line_width)
+        self.draw.pieslice(self.box(left, bottom, right, top), start, end, **self.outlined(fill))
 
     def dot(self, x, y, radius, fill=INK):
         self.draw.ellipse(self.box(x - radius, y - radius, x + radius, y + radius), fill=fill)
@@ -135,13 +134,12 @@ def _heavens(draw, scene, width, height, horizon, rng):
     if scene.time == "night":
         for _ in range(34 if scene.weather == "clear" else 6):
             sx, sy, size = rng.uniform(0, width), rng.uniform(0, horizon), rng.choice((1, 2, 2, 3))
-            draw.ellipse((sx - size, sy - size, sx + size, sy + size), fill=(255, 250, 215))
+            draw.circle((sx, sy), size, fill=(255, 250, 215))
     if scene.weather == "clear":
         if scene.time == "night":
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(250, 243, 205))
+            draw.circle((x, y), radius, fill=(250, 243, 205))
             for cx, cy, share in ((-0.3, -0.2, 0.22), (0.3, 0.25, 0.16), (0.25, -0.4, 0.12)):
-                cx, cy, r = x + cx * radius, y + cy * radius, share * radius
-                draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(228, 218, 172))
+                draw.circle((x + cx * radius, y + cy * radius), share * radius, fill=(228, 218, 172))
         else:
             if scene.time == "evening":
                 y, radius = horizon - radius * 0.25, radius * 1.35
@@ -150,8 +148,7 @@ def _heavens(draw, scene, width, height, horizon, rng):
                 draw.line((x + 1.25 * radius * math.cos(angle), y + 1.25 * radius * math.sin(angle),
                            x + 1.6 * radius * math.cos(angle), y + 1.6 * radius * math.sin(angle)),
                           fill=(255, 215, 80), width=4)
-            color = (255, 222, 70) if scene.time == "day" else (255, 165, 60)
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+            draw.circle((x, y), radius, fill=(255, 222, 70) if scene.time == "day" else (255, 165, 60))
         if scene.time == "day" and len(free) > 1:
             _cloud(draw, (x + width * 0.35) % width, y * 0.8, radius * 0.7, (255, 255, 255))
         return
@@ -217,7 +214,7 @@ def _precipitation(draw, scene, width, height, rng):
     elif scene.weather == "snowy":
         for _ in range(70):
             x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.choice((3, 4, 5))
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255))
+            draw.circle((x, y), r, fill=(255, 255, 255))
 
 
 def _house(pen, main, trim, thing):
