@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import download.http
 import download.images
+import download.official
 import mini_vqa_v2
 from common import settings
 from mini_vqa_v2 import Config
@@ -32,7 +33,8 @@ def local_and_quick(monkeypatch):
     for name, value in NO_PROXY.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(download.http, "BACKOFF", 0.01)
-    monkeypatch.setattr(download.images, "tqdm", lambda **flags: tqdm(**flags, disable=True))
+    for module in (download.images, download.official):
+        monkeypatch.setattr(module, "tqdm", lambda **flags: tqdm(**flags, disable=True))
 
 
 def entry(question_id, image_id=None, answers=("a red kite",) * 10, question="What is it?", choice=None):

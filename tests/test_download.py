@@ -13,7 +13,7 @@ from image_server import ImageServer, draw_jpeg
 from PIL import Image
 
 from download import http, images
-from download.http import check_address, fetch, open_session
+from download.http import check_address, download_body, open_session
 
 run, local_and_quick, collect_from = builder.run, builder.local_and_quick, builder.collect_from  # fixtures
 
@@ -39,7 +39,7 @@ LASTING = {  # a fault at every request for one image: the reason in missing.csv
 
 
 def test_a_lasting_fault_costs_one_image_and_the_reason_is_listed(collect_from, impatient, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(images, "MAX_LOST_SHARE", 0.5)
+    monkeypatch.setattr(images, "MAX_MISSING_SHARE", 0.5)
     monkeypatch.setattr(images, "MAX_OUTAGES", 1000)
     names = dict(zip(LASTING, NAMES[2::3], strict=False))
     faults = {name: [fault] if fault == "redirect" else itertools.repeat(fault) for fault, name in names.items()}
@@ -171,7 +171,7 @@ def test_any_answer_gives_a_body_or_a_value_error(monkeypatch):
         for _ in answers:
             with open_session(1) as session:
                 try:
-                    fetch(session, f"http://127.0.0.1:{listener.getsockname()[1]}/a", images.MAX_IMAGE_BYTES, 5, len)
+                    download_body(session, f"http://127.0.0.1:{listener.getsockname()[1]}/a", images.MAX_IMAGE_BYTES, 5, len)
                     ends["body"] += 1
                 except ValueError as error:
                     assert str(error).isprintable()
