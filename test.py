@@ -19,7 +19,7 @@ from evaluation.baselines import blind_floors, cross_validated_floors, vocabular
 from evaluation.gallery import draw_prediction
 from evaluation.generation import answer_dataset, answer_image
 from evaluation.report import evaluate, print_comparison, print_table
-from evaluation.results import draw_results, file_name, result_rows, write_results
+from evaluation.results import file_name, result_rows, write_results
 from preprocess import build_datasets, data_folder, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
@@ -86,18 +86,18 @@ def answer_split(cfg):
     dataset = datasets[cfg.split]
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
 
-    answers = answer(trained, dataset, cfg)
+    answers = answers_of(trained, dataset, cfg)
     floors = blind_floors(train_rows, tested) | question_only_floor(trained, rows, cfg)
     image_index = wrong_images(dataset, cfg.seed)
     if image_index is not None:
-        floors["wrong_picture"] = texts_of(answer(trained, dataset, cfg, image_index))
+        floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
     limited_labels = vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, trained.model.config.answer_max_len)
-    scores, metrics = evaluate(tested, floors, texts_of(answers), limited_labels)
+    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], limited_labels)
 
     metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
-    write_answers(tested, answers, cfg, scores, metrics)
+    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
@@ -109,12 +109,8 @@ def load(checkpoint, rows, cfg, splits):
                                    precision, splits)
 
 
-def answer(trained, dataset, cfg, image_index=None):
+def answers_of(trained, dataset, cfg, image_index=None):
     return answer_dataset(trained.model, dataset, Precision(cfg.device), cfg.batch_size, cfg.beam_size, image_index)
-
-
-def texts_of(answers):
-    return [answer.text for answer in answers]
 
 
 def question_only_floor(trained, rows, cfg):
@@ -129,7 +125,7 @@ def question_only_floor(trained, rows, cfg):
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
     blind, datasets = load(path, rows, cfg, (cfg.split,))
-    return {"question_only": texts_of(answer(blind, datasets[cfg.split], cfg))}
+    return {"question_only": [floor.text for floor in answers_of(blind, datasets[cfg.split], cfg)]}
 
 
 def answer_csv(cfg):
@@ -139,15 +135,9 @@ def answer_csv(cfg):
     cfg = dataclasses.replace(cfg, data_dir=cfg.data_csv)
     rows = read_rows(cfg.data_csv, need_answers=False).assign(split="test")  # all rows
     trained, datasets = load(cfg.checkpoint, rows, cfg, ("test",))
-    write_answers(datasets["test"].rows.to_dict("records"), answer(trained, datasets["test"], cfg), cfg)
+    answers, answered = answers_of(trained, datasets["test"], cfg), datasets["test"].rows.to_dict("records")
+    write_results(result_rows(answered, answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
-
-
-def write_answers(rows, answers, cfg, scores=None, metrics=None):
-    """The results CSV and what `draw_results` writes."""
-    finished = result_rows(rows, answers, data_folder(cfg.data_dir), scores)
-    write_results(finished, cfg.results_csv)
-    draw_results(finished, metrics, cfg)
 
 
 def answer_one(cfg):

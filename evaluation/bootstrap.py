@@ -116,16 +116,13 @@ def _way_to_annotator(values, floor, annotator):
 def expected_calibration_error(confidence, correct):
     """(error, table): the mean gap between confidence and accuracy over equal bins, weighted by the rows of each bin.
 
-    confidence: (n,) in 0 to 1; correct: (n,) 0 or 1; the error is 0 to 1 (Guo et al. 2017). table: one {"low", "high",
-    "n", "confidence", "accuracy"} for each bin (low, high] with rows. Raises ValueError outside 0 to 1 or without rows.
+    confidence: (n,) in 0 to 1; correct: (n,) 0 or 1; the error is 0 to 1 (Guo et al. 2017). table: a DataFrame with
+    low, high, n, confidence and accuracy of each bin (low, high] with rows. Raises ValueError outside 0 to 1 or without rows.
     """
     from sklearn.calibration import calibration_curve
     accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins with rows
     edges = np.linspace(0, 1, BINS + 1)
     counts = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=BINS)  # bins as in calibration_curve
-    filled = np.flatnonzero(counts)
-    error = np.average(abs(accuracy - mean_confidence), weights=counts[filled])
-    return float(error), [
-        {"low": float(edges[number]), "high": float(edges[number + 1]), "n": int(counts[number]),
-         "confidence": float(mean), "accuracy": float(share)}
-        for number, mean, share in zip(filled, mean_confidence, accuracy, strict=True)]
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": counts})[counts > 0]
+    error = np.average(abs(accuracy - mean_confidence), weights=table["n"])
+    return float(error), table.assign(confidence=mean_confidence, accuracy=accuracy)

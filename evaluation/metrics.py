@@ -117,8 +117,6 @@ def normalise_answer(text):
 
 @dataclass(frozen=True)
 class Metric:
-    """One line of METRICS."""
-
     name: str        # key in the metrics file
     head: str        # column head of the printed table
     label: str       # in scores.png and in the gallery

@@ -142,11 +142,9 @@ def join_results(path_a, path_b):
 
 
 def read_results(path):
-    """A results CSV of test.py: scores as numbers, the rest as text. Raises FileNotFoundError, ValueError if it is none."""
+    """A results CSV of test.py: scores as numbers, the rest as text. Raises ValueError if `path` is none."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--compare {path}: no such file") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"--compare {path} is not a results CSV of test.py: {error}") from error
     missing = {"question_id", "image_id", "question", "answer", "prediction", *COMPARED} - set(table.columns)

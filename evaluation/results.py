@@ -30,14 +30,15 @@ def result_rows(rows, answers, folder, scores=None):
             for number, (row, answer) in enumerate(zip(rows, answers, strict=True))]
 
 
-def write_results(rows, path):
+def write_csv(rows, path):
     """The results CSV. Every text is quoted: many readers take a carriage return without quotes as the end of a row."""
     with atomic_write(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
-def draw_results(rows, metrics, cfg):
-    """The gallery page, a random sample as single images and as an overview, and the charts if there are `metrics`."""
+def write_results(rows, metrics, cfg):
+    """The results CSV, gallery page, a random sample as single images and as overview; the charts if there are `metrics`."""
+    write_csv(rows, cfg.results_csv)
     folder = Path(cfg.results_dir)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
     sample = {f"{file_name(rows[number]['question_id'])}.png": rows[number] for number in order.tolist()}
