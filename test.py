@@ -81,8 +81,8 @@ def check_settings(cfg):
 
 def answer_split(cfg):
     """Answer and score one split; write and print everything."""
-    rows = read_rows(cfg.data_dir)
-    trained, datasets = load(cfg.checkpoint, rows, cfg, ("train", cfg.split))
+    trained, rows = load_model(cfg.checkpoint), read_rows(cfg.data_dir)
+    datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
     dataset = datasets[cfg.split]
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
 
@@ -101,12 +101,12 @@ def answer_split(cfg):
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
-def load(checkpoint, rows, cfg, splits):
-    """(TrainedModel on the device, {split: VQADataset}) of a checkpoint file."""
-    precision, trained = Precision(cfg.device), load_model(checkpoint)
+def load_datasets(trained, rows, cfg, splits):
+    """{split: VQADataset} for a TrainedModel, which is moved to the device."""
+    precision = Precision(cfg.device)
     trained.model.to(precision.device)
-    return trained, build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
-                                   precision, splits)
+    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
+                          precision, splits)
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
@@ -124,19 +124,21 @@ def question_only_floor(trained, rows, cfg):
         return {}
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
-    blind, datasets = load(path, rows, cfg, (cfg.split,))
-    return {"question_only": [floor.text for floor in answers_of(blind, datasets[cfg.split], cfg)]}
+    blind = load_model(path)
+    dataset = load_datasets(blind, rows, cfg, (cfg.split,))[cfg.split]
+    return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
 
 
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
+    trained = load_model(cfg.checkpoint)
     if not Path(cfg.data_csv).exists():
         raise FileNotFoundError(f"--data-csv {cfg.data_csv}: no such file")
     cfg = dataclasses.replace(cfg, data_dir=cfg.data_csv)
     rows = read_rows(cfg.data_csv, need_answers=False).assign(split="test")  # all rows
-    trained, datasets = load(cfg.checkpoint, rows, cfg, ("test",))
-    answers, answered = answers_of(trained, datasets["test"], cfg), datasets["test"].rows.to_dict("records")
-    write_results(result_rows(answered, answers, data_folder(cfg.data_csv)), None, cfg)
+    dataset = load_datasets(trained, rows, cfg, ("test",))["test"]
+    answers = answers_of(trained, dataset, cfg)
+    write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
 
 

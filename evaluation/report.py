@@ -50,14 +50,10 @@ def print_table(metrics):
     each = f"{low} to {high} annotations" if low != high else f"{low} annotation{'s' * (low != 1)}"
     print(f"\n{metrics['num_questions']} questions on {metrics['num_images']} images, {each} each; every score 0 to 100, "
           f"[95 % interval by image]\nBLEU: {metrics['signature']}\n")
-    lines = table_lines(metrics)
-    width = max(map(len, lines))
-    widths = {metric.name: max(10, len(metric.head) + 1) for metric in METRICS}
-    print(" " * width + "".join(f"{metric.head:>{widths[metric.name]}}" for metric in METRICS) + "   BLEU interval")
-    for line, table in lines.items():
-        low, high = table[HEADLINE]["ci95"]
-        cells = "".join(f"{_cell(table[name]['value']):>{size}}" for name, size in widths.items())
-        print(f"{line:<{width}}{cells}   [{_cell(low)}, {_cell(high)}]")
+    cells = {line: [*(_cell(table[metric.name]["value"]) for metric in METRICS),
+                    f"  [{', '.join(map(_cell, table[HEADLINE]['ci95']))}]"] for line, table in table_lines(metrics).items()}
+    heads = [*(metric.head for metric in METRICS), "BLEU interval"]
+    print(pd.DataFrame.from_dict(cells, orient="index", columns=heads).to_string(col_space=9))
     if metrics["ceilings"]["human"][HEADLINE]["value"] is None:
         print("one annotator: unknown, since no question has a second annotation")
     if "scores" in metrics:
@@ -87,9 +83,8 @@ def verdict_sentence(metrics):
 def score_bars(metrics):
     """What scores.png and the gallery show of each metric: a list of dicts in the order of METRICS.
 
-    label, value and ci95 (0 to 100; ci95 None without an interval), floors (values), floor (the strongest of them, or
-    None), annotator (the score of one annotator, or None), ends (texts that name floor and annotator). A metric that could
-    not be measured on these rows is left out.
+    label, value, ci95 (or None), floors (values), floor (the strongest of them, or None), annotator (the score of one
+    annotator, or None), ends (texts that name floor and annotator). A metric without a value is left out.
     """
     bars = []
     for metric in METRICS:
