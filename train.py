@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from common import distributed, settings
 from common.device import Precision, explain_out_of_memory
-from evaluation.generation import answer_dataset, validation_scores
+from evaluation.generation import answer_dataset
+from evaluation.metrics import validation_scores
 from features.encoders import load_encoders
 from model import ModelConfig, VQAModel
 from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
