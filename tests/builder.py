@@ -1,40 +1,26 @@
 """How the tests run mini_vqa_v2.py: small official files, a few images, and the script in this process without long waits."""
-import csv
+import functools
 import gzip
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, call_script, start
 from image_server import draw_jpeg
-from tqdm import tqdm
+from tiny import read_csv
 
 import download.http
-import download.images
-import download.official
-import mini_vqa_v2
-from common import settings
-from mini_vqa_v2 import Config
 
-ROOT = Path(__file__).parents[1]
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 ZIPS = {QUESTIONS: "v2_Questions_Train_mscoco.zip", ANNOTATIONS: "v2_Annotations_Train_mscoco.zip"}
-NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 @pytest.fixture(autouse=True)
-def local_and_quick(monkeypatch):
-    """No proxy for 127.0.0.1, short waits before a retry, no progress bars in the captured output."""
-    for name, value in NO_PROXY.items():
-        monkeypatch.setenv(name, value)
+def short_waits(monkeypatch):
+    """Before a retry."""
     monkeypatch.setattr(download.http, "BACKOFF", 0.01)
-    for module in (download.images, download.official):
-        monkeypatch.setattr(module, "tqdm", lambda **flags: tqdm(**flags, disable=True))
 
 
 def entry(question_id, image_id=None, answers=("a red kite",) * 10, question="What is it?", choice=None):
@@ -64,34 +50,18 @@ def many_entries(num_images=120, per_image=2):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """run(*flags) -> printed text; run(*flags, status=2) -> the error line. In this process, output to tmp_path / "out"."""
-    def call(*flags, status=None):
-        flags = ["--output-dir", tmp_path / "out", "--workers", 4, *flags]
-        monkeypatch.setattr(sys, "argv", ["mini_vqa_v2.py", *map(str, flags)])
-        capsys.readouterr()
-        if status is None:
-            settings.run(mini_vqa_v2.main, Config)
-            return capsys.readouterr().out
-        with pytest.raises(SystemExit) as stopped:
-            settings.run(mini_vqa_v2.main, Config)
-        assert stopped.value.code == status
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
-        return error
-    return call
+def run(tmp_path):
+    """run(*flags) -> what mini_vqa_v2.py prints in this process; expect=2: its error line. Output to tmp_path / "out"."""
+    return functools.partial(call_script, "mini_vqa_v2.py", "--output-dir", tmp_path / "out", "--workers", 4, cwd=tmp_path)
 
 
 def start_script(*flags):
-    """The real script in a process group of its own, as a Popen."""
-    env = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **NO_PROXY}
-    return subprocess.Popen([sys.executable, ROOT / "mini_vqa_v2.py", *map(str, flags)], cwd=ROOT, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    """mini_vqa_v2.py in a process of its own, as a Popen."""
+    return start(ROOT / "mini_vqa_v2.py", *flags, cwd=ROOT)
 
 
 def read_rows(folder):
-    with open(folder / "metadata.csv", encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(folder / "metadata.csv")
 
 
 def repack(folder, target, kind):
@@ -121,17 +91,12 @@ ODD = NAMES[60]
 
 @pytest.fixture
 def collect_from(run, tmp_path):
-    """collect_from(url, *flags) -> printed text; with status=2 -> the error line. One question for each image of NAMES."""
-    folder = write_official(tmp_path / "vqa", many_entries(per_image=1))
-
-    def call(url, *flags, status=None):
-        return run("--vqa-dir", folder, "--image-url", url, *flags, status=status)
-    return call
+    """collect_from(url, *flags) -> as `run`, with one question for each image of NAMES."""
+    return functools.partial(run, "--vqa-dir", write_official(tmp_path / "vqa", many_entries(per_image=1)), "--image-url")
 
 
 def read_missing(folder):
-    with open(folder / "missing.csv", encoding="utf-8", newline="") as stream:
-        return {row["name"]: row["reason"] for row in csv.DictReader(stream)}
+    return {row["name"]: row["reason"] for row in read_csv(folder / "missing.csv")}
 
 
 def assert_complete(folder):

@@ -1,5 +1,10 @@
+import contextlib
 import copy
+import importlib
+import io
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +12,57 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the hub
+# also for the scripts that tests start: nothing from the hub, no proxy for the tests' own servers
+os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
 
 ROOT = Path(__file__).parents[1]
+
+
+def call_script(script, *flags, expect=0, cwd):
+    """Run a script in this process as its command line does. Returns what it printed, or its one error line.
+
+    `expect`: its exit status, None if any.
+    """
+    module, output, errors, status = importlib.import_module(Path(script).stem), io.StringIO(), io.StringIO(), 0
+    handler = signal.getsignal(signal.SIGTERM)
+    with (contextlib.chdir(cwd), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors),
+          pytest.MonkeyPatch.context() as patch):
+        patch.setattr(sys, "argv", [script, *map(str, flags)])
+        try:
+            module.settings.run(module.main, module.Config)
+        except SystemExit as stopped:
+            status = stopped.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    assert expect in (status, None), f"{script}: status {status}\n{output.getvalue()}\n{errors.getvalue()}"
+    return error_line(errors.getvalue()) if status else output.getvalue()
+
+
+def call_scripts(*commands, cwd, root=ROOT, prefix=()):
+    """`call_script` for each (script, flag, ...) of `commands`, in one new process. Returns a list; errors are allowed.
+
+    `root`: the folder of the scripts. `prefix`: a command that starts the process.
+    """
+    code = ("import json, sys; from conftest import call_script; "
+            "print(json.dumps([call_script(*command, expect=None, cwd='.') for command in json.loads(sys.argv[1])]))")
+    result = subprocess.run([*prefix, sys.executable, "-c", code, json.dumps(commands, default=str)], cwd=cwd, text=True,
+                            env={**os.environ, "PYTHONPATH": f"{root}:{ROOT / 'tests'}"}, capture_output=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def start(*command, cwd, **environment):
+    """A Python process in a process group of its own, as a terminal starts it: start(ROOT / "train.py", "--epochs", 1)."""
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+
+
+def error_line(text):
+    """The only line on stderr besides progress bars."""
+    line, = [line for line in text.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+    assert line.startswith(("error: ", "stopped ")), text
+    return line
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +82,12 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a script in a subprocess: run_script("train.py", "--epochs", 1) -> CompletedProcess. `root`: where the script is."""
-    def run(script, *flags, expect=0, cwd=ROOT, root=ROOT, **environment):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
-        result = subprocess.run([sys.executable, root / script, *map(str, flags)], cwd=cwd, env=env, text=True,
-                                capture_output=True, timeout=300)
-        assert result.returncode == expect, f"{script}: status {result.returncode}\n{result.stdout}\n{result.stderr}"
-        return result
+    """Run a script in a new process: run_script("train.py", "--epochs", 1) -> CompletedProcess."""
+    def run(script, *flags, expect=0, cwd=ROOT, **environment):
+        process = start(ROOT / script, *flags, cwd=cwd, **environment)
+        output, errors = process.communicate(timeout=280)
+        assert process.returncode == expect, f"{script}: status {process.returncode}\n{output}\n{errors}"
+        return subprocess.CompletedProcess(process.args, expect, output, errors)
     return run
 
 
@@ -77,16 +129,33 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def run_config(encoder_flags, data_dir, session_cache, tmp_path):
-    """run_config(output_dir=..., epochs=...) -> settings of a small stage 1."""
-    import train
+@pytest.fixture(scope="session")
+def small_settings(encoder_flags, data_dir, session_cache):
+    """Settings of train.py for a small stage 1."""
+    return {"data_dir": str(data_dir), "clip_model": encoder_flags[1], "gpt2_model": encoder_flags[3],
+            "cache_dir": str(session_cache), "hidden_size": 24, "epochs": 4, "batch_size": 16, "learning_rate": 3e-3,
+            "answer_max_len": 8}
 
-    def make(**changes):
-        return train.Config(**{"data_dir": str(data_dir), "output_dir": str(tmp_path / "run"), "clip_model": encoder_flags[1],
-                               "gpt2_model": encoder_flags[3], "cache_dir": str(session_cache), "hidden_size": 24,
-                               "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "answer_max_len": 8, **changes})
-    return make
+
+@pytest.fixture
+def run_config(small_settings, tmp_path):
+    """run_config(epochs=...) -> train.Config of the small stage 1, output to tmp_path / "run"."""
+    import train
+    return lambda **changes: train.Config(**{**small_settings, "output_dir": str(tmp_path / "run"), **changes})
+
+
+@pytest.fixture(scope="session")
+def train_flags(small_settings):
+    """The flags of the small stage 1, but for one epoch."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in {**small_settings, "epochs": 1}.items()]
+
+
+@pytest.fixture(scope="session")
+def stage_one(train_flags, tmp_path_factory):
+    """The folder `run` that train.py wrote with `train_flags`; tests must not change it."""
+    folder = tmp_path_factory.mktemp("stage_one")
+    call_script("train.py", *train_flags, "--output-dir", "run", cwd=folder)
+    return folder / "run"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class ImageServer(ThreadingHTTPServer):
     """`with ImageServer() as server:` serves at `server.url`; `server.paths` and `server.hosts` list what was asked for.
 
     `files` maps further paths to their bytes. `faults` maps a file name to the faults of its first requests: a status
-    such as 503, one with headers such as (429, {"Retry-After": "1"}), or NAME of a method fault_NAME of Handler.
+    such as 503, one with headers such as (429, {"Retry-After": "1"}), or a name in FAULTS.
     `delay` is a wait before each answer in seconds. With more than `max_at_once` requests at a time the answer is 503.
     `tls` is a server-side SSL context for CONNECT.
     """
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         elif body is None:
             self.answer(404, b"not here")
         elif fault:
-            getattr(self, f"fault_{fault}")(body)
+            FAULTS[fault](self, body)
         else:
             self.answer(200, body)
 
@@ -118,81 +118,60 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
                 time.sleep(seconds)
 
-    def fault_page(self, body):
-        self.answer(200, PAGE, **{"Content-Type": "text/html"})
-
-    def fault_garbage(self, body):
-        self.answer(200, hashlib.shake_128(body).digest(len(body)))
-
-    def fault_bomb(self, body):
-        """The image with a header that says that it is 20,000 pixels wide and high."""
-        at = body.index(b"\xff\xc0") + 5
-        self.answer(200, body[:at] + (20_000).to_bytes(2, "big") * 2 + body[at + 4:])
-
-    def fault_empty(self, body):
-        self.answer(200, b"")
-
-    def fault_half(self, body):
-        """Half of the body, with its length."""
-        self.answer(200, body[:len(body) // 2])
-
-    def fault_cut(self, body):
-        """Half of the body with the length of the whole body."""
-        self.answer(200, body[:len(body) // 2], announced=len(body))
-
-    def fault_reset(self, body):
-        """A tenth of the body, then a TCP reset."""
-        self.answer(200, body[:len(body) // 10], announced=len(body))
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-
-    def fault_overlong(self, body):
-        self.answer(200, body, announced=len(body) - 100)
-
-    def fault_no_length(self, body):
-        """No Content-Length: the body ends where the connection closes, which HTTP allows."""
-        self.send_bytes(b"HTTP/1.1 200 OK\r\n\r\n", body)
-
-    def fault_bad_length(self, body):
-        self.answer(200, body, announced="many")
-
-    def fault_huge(self, body):
-        self.answer(200, body, announced=10**13)
-
-    def fault_endless(self, body):
-        self.send_bytes(b"HTTP/1.1 200 OK\r\n\r\n", *[body * 100] * 10**5)
-
-    def fault_hangup(self, body):
-        self.close_connection = True
-
-    def fault_nonsense(self, body):
-        self.send_bytes(b"\0\1\2 this is not HTTP\r\n\r\n")
-
-    def fault_bad_headers(self, body):
-        """Header lines that cannot be parsed, then a whole body."""
-        self.send_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n: nothing\r\nno colon\r\n\r\n" % len(body), body)
-
-    def fault_drip(self, body):
-        """The headers at once, then one byte after the other."""
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-        self.send_bytes(head, *(body[i:i + 1] for i in range(len(body))), seconds=0.02)
-
-    def fault_slow_headers(self, body):
-        self.send_bytes(b"HTTP/1.1 200 OK\r\nX-Slow: ", *[b"a"] * 1000, seconds=0.02)
-
-    def fault_silent(self, body):
-        """Half of the body, then nothing."""
-        self.answer(200, body[:len(body) // 2], announced=len(body))
-        time.sleep(4)
-
-    def fault_redirect(self, body):
-        self.server.files["/moved/" + self.path.rpartition("/")[2]] = body
-        self.answer(302, PAGE, Location="../moved/" + self.path.rpartition("/")[2])
-
-    def fault_loop(self, body):
-        self.answer(301, b"", Location=self.path)
-
-    def fault_file(self, body):
-        self.answer(302, b"", Location="file:///etc/hostname")
-
     def log_message(self, *args):
         pass
+
+
+def say_it_is_huge(body):
+    """The JPEG with a header that says that it is 20,000 pixels wide and high."""
+    at = body.index(b"\xff\xc0") + 5
+    return body[:at] + (20_000).to_bytes(2, "big") * 2 + body[at + 4:]
+
+
+def reset(handler, body):
+    """A tenth of the body, then a TCP reset."""
+    handler.answer(200, body[:len(body) // 10], announced=len(body))
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+
+def silent(handler, body):
+    """Half of the body, then nothing."""
+    handler.answer(200, body[:len(body) // 2], announced=len(body))
+    time.sleep(4)
+
+
+def redirect(handler, body):
+    target = "/moved/" + handler.path.rpartition("/")[2]
+    handler.server.files[target] = body
+    handler.answer(302, PAGE, Location=f"..{target}")
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+FAULTS = {  # name: function of the handler and the image's bytes that answers
+    "page": lambda handler, body: handler.answer(200, PAGE, **{"Content-Type": "text/html"}),
+    "garbage": lambda handler, body: handler.answer(200, hashlib.shake_128(body).digest(len(body))),
+    "bomb": lambda handler, body: handler.answer(200, say_it_is_huge(body)),
+    "empty": lambda handler, body: handler.answer(200, b""),
+    "half": lambda handler, body: handler.answer(200, body[:len(body) // 2]),  # and its length
+    "broken": lambda handler, body: handler.answer(200, body[:len(body) // 2], announced=len(body)),  # breaks off
+    "reset": reset,
+    "overlong": lambda handler, body: handler.answer(200, body, announced=len(body) - 100),
+    # HTTP allows this: the body ends where the connection closes
+    "no_length": lambda handler, body: handler.send_bytes(OK + b"\r\n", body),
+    "bad_length": lambda handler, body: handler.answer(200, body, announced="many"),
+    "huge": lambda handler, body: handler.answer(200, body, announced=10**13),
+    "endless": lambda handler, body: handler.send_bytes(OK + b"\r\n", *[body * 100] * 10**5),
+    "hangup": lambda handler, body: handler.send_bytes(),
+    "nonsense": lambda handler, body: handler.send_bytes(b"\0\1\2 this is not HTTP\r\n\r\n"),
+    # header lines that cannot be parsed, then a whole body
+    "bad_headers": lambda handler, body: handler.send_bytes(
+        OK + b"Content-Length: %d\r\n: nothing\r\nno colon\r\n\r\n" % len(body), body),
+    # the headers at once, then one byte after the other
+    "drip": lambda handler, body: handler.send_bytes(
+        OK + b"Content-Length: %d\r\n\r\n" % len(body), *(body[i:i + 1] for i in range(len(body))), seconds=0.02),
+    "slow_headers": lambda handler, body: handler.send_bytes(OK + b"X-Slow: ", *[b"a"] * 1000, seconds=0.02),
+    "silent": silent,
+    "redirect": redirect,
+    "loop": lambda handler, body: handler.answer(301, b"", Location=handler.path),
+    "file": lambda handler, body: handler.answer(302, b"", Location="file:///etc/hostname"),
+}

@@ -1,29 +1,25 @@
 """What users really have on their disks: odd images, absurd settings, folders without permission. A right result or one
 clear line on stderr with exit status 2."""
-import importlib
 import json
 import os
 import re
 import shutil
-import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import call_script, call_scripts, start
 from PIL import Image
 
-from common import settings
 from common.device import Precision
 from common.images import open_image
 from evaluation.generation import answer_image
 from features.arrays import open_array
 from features.encoders import ImageEncoder
 from features.pixels import decode_images
-from training.checkpoint import read_checkpoint, save_checkpoint
+from training.checkpoint import load_model, read_checkpoint, save_checkpoint
 from vocab import SPECIALS, Vocab
 
 RED_ABOVE_BLUE = np.concatenate([np.full((20, 40, 3), (220, 30, 30), np.uint8), np.full((20, 40, 3), (30, 30, 220), np.uint8)])
@@ -127,23 +123,6 @@ def test_an_unreadable_image_is_named_with_the_reason(name, encoders, make_model
 
 # ---- settings
 
-@pytest.fixture
-def one_error(capsys, monkeypatch, tmp_path):
-    """one_error("train.py", "--epochs", 0): run the script in this process as the command line would; -> its error line."""
-    def run(script, *flags):
-        module = importlib.import_module(Path(script).stem)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        handler = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as stopped:
-            settings.run(module.main, module.Config)
-        signal.signal(signal.SIGTERM, handler)
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2 and re.fullmatch(r"error: .+\n", error), error
-        return error
-    return run
-
-
 @pytest.mark.parametrize("command", [
     "train.py --weight-decay inf", "train.py --batch-size 0", "train.py --batch-size -3", "train.py --hidden-size 1000000",
     "train.py --num-layers 1000", "train.py --epochs 1000000000", "train.py --seed -1", f"train.py --seed {10 ** 30}",
@@ -151,43 +130,24 @@ def one_error(capsys, monkeypatch, tmp_path):
     "train.py --max-grad-norm nan", "train.py --label-smoothing 1", "fine_tune.py --clip-learning-rate 0",
     "fine_tune.py --clip-layers -1", "test.py --beam-size 0", "test.py --num-pictures -1", "test.py --batch-size 0",
     "test.py --compare nowhere.csv b.csv"])
-def test_absurd_settings_are_one_line_that_names_flag_and_value(command, one_error, tmp_path):
+def test_absurd_settings_are_one_line_that_names_flag_and_value(command, tmp_path):
     script, *flags = command.split()
-    assert " ".join(flags[:2]) in one_error(script, *flags)
+    assert " ".join(flags[:2]) in call_script(script, *flags, expect=2, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("script, flags, message", [
-    ("test.py", ["--image", "a.png", "--question", " "], "--question"),
-    ("test.py", ["--image", "a.png", "--question", "a \udcff"], "--question"),
-    ("test.py", ["--image", "a.png", "--question", "What?", "--data-csv", "a.csv"], "--image and --data-csv"),
-    ("train.py", ["--image-pooling", "attention", "--hidden-size", "30"], "--hidden-size 30 must be a multiple of 4")])
-def test_settings_that_do_not_fit_together_are_one_line(script, flags, message, one_error):
-    assert message in one_error(script, *flags)
 
 
 # ---- files of earlier runs
 
-def test_a_checkpoint_of_the_first_format_says_so(one_error, tmp_path):
+def test_a_checkpoint_of_the_first_format_says_so(tmp_path):
     """Its entries had other names: to list what it lacks would not help."""
     save_checkpoint(tmp_path / "old.pt", {"format": "generative-vqa checkpoint 1", "sizes": {}, "cut": {}})
     for script in ("fine_tune.py", "test.py"):
-        error = one_error(script, "--checkpoint", "old.pt")
+        error = call_script(script, "--checkpoint", "old.pt", expect=2, cwd=tmp_path)
         assert "old.pt has the format 'generative-vqa checkpoint 1'" in error and "train again" in error
-
-
-@pytest.fixture(scope="module")
-def stage_one(tmp_path_factory, encoder_flags, data_dir, session_cache):
-    import train
-    folder = tmp_path_factory.mktemp("stage_one")
-    train.main(train.Config(data_dir=str(data_dir), output_dir=str(folder), clip_model=encoder_flags[1], epochs=1,
-                            gpt2_model=encoder_flags[3], cache_dir=str(session_cache), hidden_size=16))
-    return folder
 
 
 def test_entries_that_an_older_checkpoint_lacks_get_their_defaults(stage_one, tmp_path):
     """A choice that is added to ModelConfig with today's behaviour as its default must not make old checkpoints useless."""
-    from training.checkpoint import load_model
     content = read_checkpoint(stage_one / "vqa_checkpoint.pt")
     del content["model_config"]["image_pooling"]
     save_checkpoint(tmp_path / "older.pt", content)
@@ -196,19 +156,12 @@ def test_entries_that_an_older_checkpoint_lacks_get_their_defaults(stage_one, tm
 
 @pytest.mark.parametrize("damage", [lambda text: text.replace(",", ";"), lambda text: "", lambda text: text.split("\n")[0]],
                          ids=["saved with semicolons", "empty", "header only"])
-def test_a_damaged_log_of_stage_one_is_one_line(damage, stage_one, one_error, data_dir, tmp_path):
+def test_a_damaged_log_of_stage_one_is_one_line(damage, stage_one, data_dir, tmp_path):
     shutil.copytree(stage_one, tmp_path / "run")
     (tmp_path / "run/train_log.csv").write_text(damage((stage_one / "train_log.csv").read_text()))
-    error = one_error("fine_tune.py", "--checkpoint", "run/vqa_checkpoint.pt", "--data-dir", data_dir)
+    error = call_script("fine_tune.py", "--checkpoint", "run/vqa_checkpoint.pt", "--data-dir", data_dir, expect=2, cwd=tmp_path)
     assert "run/train_log.csv is damaged" in error and "delete it" in error
     assert not (tmp_path / "output").exists()
-
-
-@pytest.mark.parametrize("log", [[], ["x"], [1], {}], ids=str)
-def test_a_last_pt_with_a_damaged_log_is_one_line(log, stage_one, train_flags, one_error):
-    save_checkpoint(stage_one / "last.pt", {**read_checkpoint(stage_one / "last.pt"), "log": log})
-    error = one_error("train.py", *train_flags, "--output-dir", stage_one, "--resume")
-    assert "last.pt is damaged" in error and "start without --resume" in error
 
 
 def test_stored_arrays_are_never_unpickled(tmp_path):
@@ -219,89 +172,68 @@ def test_stored_arrays_are_never_unpickled(tmp_path):
 
 # ---- folders and locks
 
-@pytest.fixture
-def train_flags(encoder_flags, data_dir, session_cache):
-    return [*encoder_flags, "--data-dir", data_dir, "--cache-dir", session_cache, "--epochs", 1, "--hidden-size", 16]
-
-
-def test_an_output_dir_below_a_file_is_one_line(one_error, train_flags, tmp_path):
+def test_an_output_dir_below_a_file_is_one_line(train_flags, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    assert "file/run" in one_error("train.py", *train_flags, "--output-dir", "file/run")
+    assert "file/run" in call_script("train.py", *train_flags, "--output-dir", "file/run", expect=2, cwd=tmp_path)
 
 
-@pytest.fixture
-def run_without_privileges():
-    """run_without_privileges("train.py", ...): a script for which permissions count, also if the tests run as root."""
-    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+def test_folders_without_write_permission(train_flags, stage_one, data_dir, session_cache, tmp_path):
+    """Training needs to write: one line, and the folder stays empty. test.py only reads data, cache and checkpoint."""
     if os.getuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("root may write everywhere, and setpriv is missing")
-
-    def run(script, *flags, cwd):
-        command = [*(prefix if os.getuid() == 0 else []), sys.executable, Path(__file__).parents[1] / script, *flags]
-        return subprocess.run(list(map(str, command)), cwd=cwd, text=True, capture_output=True, timeout=120)
-    return run
-
-
-@pytest.mark.parametrize("flags", ["--output-dir locked", "--output-dir run --cache-dir locked"])
-def test_a_folder_without_write_permission_is_one_line_and_stays_empty(flags, run_without_privileges, train_flags, tmp_path):
-    (tmp_path / "locked").mkdir()
-    (tmp_path / "locked").chmod(0o555)
-    result = run_without_privileges("train.py", *train_flags, *flags.split(), cwd=tmp_path)
-    (tmp_path / "locked").chmod(0o755)
-    lines = [line for line in result.stderr.splitlines() if "images" not in line]  # without the progress bar
-    assert result.returncode == 2 and len(lines) == 1 and re.match("error: .*Permission denied.*locked", lines[0]), result
-    assert not list((tmp_path / "locked").iterdir()) and not (tmp_path / "run").exists()
-
-
-def test_data_cache_and_checkpoint_may_be_read_only(run_without_privileges, stage_one, encoder_flags, data_dir, session_cache,
-                                                    tmp_path):
     for source, target in ((data_dir, "data"), (session_cache, "cache"), (stage_one, "stage_one")):
         shutil.copytree(source, tmp_path / target)
-        for path in [*(tmp_path / target).rglob("*"), tmp_path / target]:
+    (tmp_path / "locked").mkdir()
+    for name in ("data", "cache", "stage_one", "locked"):
+        for path in [*(tmp_path / name).rglob("*"), tmp_path / name]:
             path.chmod(0o555)
-    result = run_without_privileges("test.py", "--data-dir", "data", "--cache-dir", "cache", "--num-pictures", 0,
-                                    "--checkpoint", "stage_one/vqa_checkpoint.pt", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    train, rights = ["train.py", *train_flags, "--output-dir"], "=-dac_override,-dac_read_search"
+    *errors, output = call_scripts(
+        [*train, "locked"], [*train, "run", "--cache-dir", "locked"],
+        ["test.py", "--data-dir", "data", "--cache-dir", "cache", "--num-pictures", 0, "--checkpoint",
+         "stage_one/vqa_checkpoint.pt"],
+        cwd=tmp_path, prefix=["setpriv", f"--bounding-set{rights}", f"--inh-caps{rights}"] if os.getuid() == 0 else [])
+    assert all(re.fullmatch("error: .*Permission denied.*locked.*", error) for error in errors)
+    assert not list((tmp_path / "locked").iterdir()) and not (tmp_path / "run").exists()
+    assert "verdict:" in output
 
 
-def test_a_lock_blocks_only_as_long_as_its_process_runs(train_flags, one_error, run_script, tmp_path):
+def test_a_lock_blocks_only_as_long_as_its_process_runs(train_flags, tmp_path):
     """A killed run leaves its .lock file behind: the file alone must not block the next run."""
-    code = ("import sys, time; from common.files import file_lock\n"
-            "with file_lock('.lock', 'held'): print('locked', flush=True); time.sleep(100)")
     (tmp_path / "run").mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path / "run", stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    code = ("import time; from common.files import file_lock\n"
+            "with file_lock('.lock', 'held'): print('locked', flush=True); time.sleep(100)")
+    holder = start("-c", code, cwd=tmp_path / "run")
     assert holder.stdout.readline() == "locked\n"
-    assert "another run is writing to run" in one_error("train.py", *train_flags, "--output-dir", "run")
+    command = ["train.py", *train_flags, "--output-dir", "run"]
+    assert "another run is writing to run" in call_script(*command, expect=2, cwd=tmp_path)
     holder.kill()
-    holder.wait()
+    holder.communicate()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    run_script("train.py", *train_flags, "--output-dir", "run", cwd=tmp_path)
+    call_script(*command, cwd=tmp_path)
     assert not (tmp_path / "run/.lock").exists()
 
 
 def test_only_one_of_many_processes_holds_a_lock(tmp_path):
     """The lock file is removed at the end: a process that opened it before must not hold a lock that nobody else sees."""
-    code = ("import os, sys, time; from common.files import file_lock\n"
-            "end = time.time() + 2\n"
+    code = ("import os, time; from common.files import file_lock\n"
+            "end = time.time() + 1\n"
             "while time.time() < end:\n"
             "    try:\n"
             "        with file_lock('.lock', 'held'):\n"
             "            os.close(os.open('holder', os.O_CREAT | os.O_EXCL)); os.unlink('holder'); print('.', end='')\n"
             "    except ValueError: pass\n")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.PIPE)
-                 for _ in range(3)]
+    processes = [start("-c", code, cwd=tmp_path) for _ in range(3)]
     assert all(process.communicate(timeout=60)[0] and process.returncode == 0 for process in processes)
     assert not list(tmp_path.iterdir())
 
 
-def test_names_with_spaces_and_other_letters_work(run_script, train_flags, data_dir, tmp_path):
+def test_names_with_spaces_and_other_letters_work(train_flags, data_dir, tmp_path):
     folder = tmp_path / "Übung 1 – données"
     os.symlink(data_dir, tmp_path / "dátá folder")
     common = ["--data-dir", "dátá folder", "--cache-dir", folder / "cache dir"]
-    run_script("train.py", *train_flags, *common, "--output-dir", folder / "stage 1", cwd=tmp_path)
-    run_script("test.py", *common, "--checkpoint", folder / "stage 1/vqa_checkpoint.pt", "--results-dir", folder / "résultats",
-               "--results-csv", folder / "r 1.csv", "--metrics-json", folder / "m 1.json", cwd=tmp_path)
+    call_script("train.py", *train_flags, *common, "--output-dir", folder / "stage 1", cwd=tmp_path)
+    call_script("test.py", *common, "--checkpoint", folder / "stage 1/vqa_checkpoint.pt", "--results-dir", folder / "résultats",
+                "--results-csv", folder / "r 1.csv", "--metrics-json", folder / "m 1.json", cwd=tmp_path)
     assert json.loads((folder / "m 1.json").read_text(encoding="utf-8"))["num_questions"] == 30
     assert (folder / "résultats/index.html").is_file()

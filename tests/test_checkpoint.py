@@ -4,17 +4,7 @@ import math
 import pytest
 import torch
 
-import train
 from training.checkpoint import load_model, read_checkpoint, save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(encoder_flags, data_dir, session_cache, tmp_path_factory):
-    """The path of stage 1's checkpoint."""
-    folder = tmp_path_factory.mktemp("stage_1")
-    train.main(train.Config(data_dir=str(data_dir), output_dir=str(folder), clip_model=encoder_flags[1], epochs=1,
-                            gpt2_model=encoder_flags[3], cache_dir=str(session_cache), hidden_size=24))
-    return folder / "vqa_checkpoint.pt"
 
 
 @pytest.mark.parametrize("damage, message", [
@@ -33,8 +23,8 @@ def checkpoint(encoder_flags, data_dir, session_cache, tmp_path_factory):
     (lambda c: c["weights"].update({"decoder.output.bias": [1.0]}), "another version of this program, or is damaged"),
     (lambda c: c["weights"]["decoder.output.bias"].fill_(math.nan), "decoder.output.bias holds numbers that are not finite"),
 ])
-def test_a_checkpoint_that_does_not_fit_is_refused(damage, message, checkpoint, tmp_path):
-    content = read_checkpoint(checkpoint)
+def test_a_checkpoint_that_does_not_fit_is_refused(damage, message, stage_one, tmp_path):
+    content = read_checkpoint(stage_one / "vqa_checkpoint.pt")
     damage(content)
     save_checkpoint(tmp_path / "bad.pt", content)
     with pytest.raises(ValueError, match=message):

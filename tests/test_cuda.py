@@ -25,12 +25,10 @@ def losses_of(run_config, tmp_path):
 
 
 @pytest.fixture
-def stage_two_losses(losses_of, data_dir, tmp_path):
-    """stage_two_losses(name, **settings) -> the same of a small stage 2. All of them start from one stage 1."""
+def stage_two_losses(stage_one, data_dir, tmp_path):
+    """stage_two_losses(name, **settings) -> the same of a small stage 2."""
     def run(name, **changes):
-        if not (tmp_path / "one/vqa_checkpoint.pt").is_file():
-            losses_of("one")
-        cfg = {"checkpoint": str(tmp_path / "one/vqa_checkpoint.pt"), "data_dir": str(data_dir), "clip_layers": 2,
+        cfg = {"checkpoint": str(stage_one / "vqa_checkpoint.pt"), "data_dir": str(data_dir), "clip_layers": 2,
                "gpt2_layers": 2, "output_dir": str(tmp_path / name), "cache_dir": str(tmp_path / "cache" / name), "epochs": 3,
                "batch_size": 16, "device": "cuda", "amp": "off"}
         fine_tune.main(fine_tune.Config(**(cfg | changes)))

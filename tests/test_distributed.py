@@ -1,30 +1,18 @@
 """Several processes by torchrun: the losses of a single process, a shared cache, one writer, and no process that hangs."""
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import torch.distributed as dist
-from conftest import ROOT
+from conftest import ROOT, call_script, error_line, start
 
 from preprocess import VQADataset, read_rows
 from training.step import answer_loss
 from vocab import Vocab
-
-
-def start(script, *flags, processes, cwd):
-    """A script under torchrun on the CPU, one thread per process."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", free_port()]
-    command = [sys.executable, *(launcher if processes > 1 else []), ROOT / script, *flags]
-    return subprocess.Popen(list(map(str, command)), cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def free_port():
@@ -33,16 +21,23 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def start_two(script, *flags, cwd):
+    """Two processes of a script with the environment that torchrun gives them."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [start(ROOT / script, *flags, cwd=cwd, RANK=rank, **group) for rank in "01"]
+
+
 def finish(process, seconds=280):
     """(exit status, stdout, stderr) when it has ended; fails if that takes more than `seconds`."""
     output, errors = process.communicate(timeout=seconds)
     return process.returncode, output, errors
 
 
-def run(script, *flags, processes, cwd):
-    """The stdout of a script that must succeed."""
-    status, output, errors = finish(start(script, *flags, processes=processes, cwd=cwd))
-    assert status == 0, output + errors
+def run_two(script, *flags, cwd):
+    """What two processes print, which must succeed."""
+    (status, output, errors), (other_status, other_output, other_errors) = map(finish, start_two(script, *flags, cwd=cwd))
+    assert status == other_status == 0, output + errors + other_errors
+    assert not other_output, "only the first process prints"
     return output
 
 
@@ -73,14 +68,12 @@ def test_two_processes_give_the_losses_of_a_single_one(uneven_data, no_dropout_f
     """With dropout 0. The loss is a mean over all words of the global batch, whichever process has the long answers."""
     common = ["--data-dir", uneven_data, "--batch-size", 9, "--epochs", 3]
     logs = {}
-    for processes in (1, 2):
+    for processes, run in ((1, call_script), (2, run_two)):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        run("train.py", *common, *no_dropout_flags, "--dropout", 0, "--hidden-size", 24, processes=processes, cwd=folder)
-        output = run("fine_tune.py", *common, "--clip-layers", 1, "--gpt2-layers", 2, "--clip-learning-rate", 1e-3,
-                     processes=processes, cwd=folder)
+        run("train.py", *common, *no_dropout_flags, "--dropout", 0, "--hidden-size", 24, cwd=folder)
+        output = run("fine_tune.py", *common, "--clip-layers", 1, "--gpt2-layers", 2, "--clip-learning-rate", 1e-3, cwd=folder)
         assert ("2 processes train together" in output) == (processes == 2)
-        assert output.count("epoch 1: train loss") == 1, "only the first process prints"
         logs[processes] = [tiny.read_log(folder / "output" / stage) for stage in ("feature_extraction", "fine_tuning")]
     for single, double in zip(logs[1], logs[2], strict=True):
         assert len(single) == len(double) == 4
@@ -93,56 +86,56 @@ def test_two_processes_give_the_losses_of_a_single_one(uneven_data, no_dropout_f
 
 
 @pytest.fixture
-def flags(uneven_data, encoder_flags):
-    return ["--data-dir", uneven_data, "--batch-size", 9, *encoder_flags, "--hidden-size", 24, "--epochs", 40, "--patience", 40]
+def command(uneven_data, encoder_flags):
+    return ["train.py", "--data-dir", uneven_data, "--batch-size", 9, *encoder_flags, "--hidden-size", 24, "--epochs", 20,
+            "--patience", 20, "--output-dir"]
 
 
-@pytest.fixture
-def running(flags, tmp_path):
-    """A run of two processes in `run`, in epoch 2 or a little later: (torchrun, {rank: process id})."""
-    torchrun = start("train.py", *flags, "--output-dir", "run", processes=2, cwd=tmp_path)
-    log = tmp_path / "run/train_log.csv"
-    while torchrun.poll() is None and not (log.is_file() and len(tiny.read_csv(log)) > 1):
+def wait_for_epoch_one(process, folder):
+    log = folder / "train_log.csv"
+    while process.poll() is None and not (log.is_file() and len(tiny.read_csv(log)) > 1):
         time.sleep(0.05)
-    workers = {}
-    for number in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
-        environment = Path(f"/proc/{number}/environ").read_bytes().decode().split("\0")
-        workers |= {int(value[5:]): int(number) for value in environment if value.startswith("RANK=")}
-    yield torchrun, workers
-    torchrun.kill()
 
 
-def test_two_processes_stop_at_a_term_signal_and_resume_bit_for_bit(running, flags, tmp_path):
+def test_two_processes_stop_at_a_term_signal_and_resume_bit_for_bit(command, tmp_path):
     """torchrun passes the signal on, and kills the processes that have not ended after 30 seconds."""
-    torchrun, _ = running
+    script, *flags = command
+    torchrun = start("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(), ROOT / script, *flags,
+                     "run", cwd=tmp_path)
+    wait_for_epoch_one(torchrun, tmp_path / "run")
     torchrun.terminate()
     _, _, errors = finish(torchrun, seconds=25)
     assert "which is lost; the epochs before it are saved: the same command with --resume continues" in errors
-    assert 1 <= torch.load(tmp_path / "run/last.pt", weights_only=True)["epoch"] < 40
+    assert 1 <= torch.load(tmp_path / "run/last.pt", weights_only=True)["epoch"] < 20
     assert not list((tmp_path / "run").glob(".*"))
-    status, _, errors = finish(start("train.py", *flags, "--output-dir", "run", "--resume", processes=1, cwd=tmp_path))
-    assert status == 2 and "processes was 2, is 1" in errors
-    run("train.py", *flags, "--output-dir", "run", "--resume", processes=2, cwd=tmp_path)
-    run("train.py", *flags, "--output-dir", "whole", processes=2, cwd=tmp_path)
+    assert "processes was 2, is 1" in call_script(*command, "run", "--resume", expect=2, cwd=tmp_path)
+    run_two(*command, "run", "--resume", cwd=tmp_path)
+    run_two(*command, "whole", cwd=tmp_path)
     tiny.check_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
+def check_stopped(rank, processes):
+    status, _, errors = finish(processes[rank], seconds=25)
+    assert status == 1 and errors.splitlines()[-1] == f"process {rank}: stopped, because another process of this run ended"
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_if_one_process_is_killed_the_other_stops_in_one_line(rank, running):
+def test_if_one_process_is_killed_the_other_stops_in_one_line(rank, command, tmp_path):
     """It used to end in fifty lines of traceback through torch's internals."""
-    torchrun, workers = running
-    os.kill(workers[rank], 9)
-    status, _, errors = finish(torchrun, seconds=25)
-    assert status == 1
-    assert f"[rank{1 - rank}]" not in errors, "torchrun marks the traceback of a process with its rank"
-    assert "another process of this run ended" in errors or "which is lost" in errors
+    processes = start_two(*command, "run", cwd=tmp_path)
+    wait_for_epoch_one(processes[0], tmp_path / "run")
+    processes[rank].kill()
+    processes[rank].communicate()
+    check_stopped(1 - rank, processes)
 
 
-def test_an_error_of_one_process_stops_both(flags, tmp_path):
+def test_an_error_of_one_process_stops_both(command, tmp_path):
     (tmp_path / "file").touch()
-    status, _, errors = finish(start("train.py", *flags, "--output-dir", "file/run", processes=2, cwd=tmp_path), seconds=60)
-    assert status == 1 and "error: " in errors and "file/run" in errors
-    assert "[rank" not in errors
+    processes = start_two(*command, "file/run", cwd=tmp_path)
+    status, _, errors = finish(processes[0], seconds=60)
+    assert status == 2 and "file/run" in error_line(errors)
+    check_stopped(1, processes)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from collections import Counter
 
 import builder
 import pytest
-from builder import NO_PROXY, ODD, assert_complete, many_entries, read_missing, read_rows, start_script, write_official
+from builder import ODD, assert_complete, many_entries, read_missing, read_rows, start_script, write_official
+from conftest import call_script
 from image_server import ImageServer, draw_jpeg
 
-from common.files import file_lock
 from download import images
 
-run, local_and_quick, collect_from = builder.run, builder.local_and_quick, builder.collect_from  # fixtures
+run, short_waits, collect_from = builder.run, builder.short_waits, builder.collect_from  # fixtures
 NOWHERE = "http://images.invalid"
 
 
@@ -37,20 +37,17 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("a connection was opened"))
 
 
-def test_a_second_run_needs_no_network_and_decodes_nothing(collect_from, whole, no_network, monkeypatch):
+def test_further_runs_need_no_network(collect_from, whole, no_network, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (whole / "images").iterdir()}
-    monkeypatch.setattr(images, "check_image", lambda body: pytest.fail("decoded again"))
-    collect_from(NOWHERE)
-    assert {path: path.stat().st_mtime_ns for path in (whole / "images").iterdir()} == before
-    collect_from(NOWHERE, "--no-pictures")
-    assert_complete(whole)
-
-
-def test_images_without_a_manifest_and_zips_need_no_network(run, tmp_path, whole, no_network):
-    """A killed run leaves no manifest: the images that are there and can be decoded count."""
-    zips = builder.repack(tmp_path / "vqa", tmp_path / "zips", "zip")
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "check_image", lambda body: pytest.fail("decoded again"))
+        collect_from(NOWHERE)
+        assert {path: path.stat().st_mtime_ns for path in (whole / "images").iterdir()} == before
+        collect_from(NOWHERE, "--no-pictures")
+        assert_complete(whole)
+    # a killed run leaves no manifest: the images that are there and can be decoded count
     (whole / "manifest.csv").unlink()
-    run("--vqa-dir", zips, "--base-url", NOWHERE, "--image-url", NOWHERE)
+    collect_from(NOWHERE, "--vqa-dir", builder.repack(tmp_path / "vqa", tmp_path / "zips", "zip"), "--base-url", NOWHERE)
     assert_complete(whole)
 
 
@@ -69,7 +66,7 @@ def damage_a_pixel(path):
     images.check_image(bytes(body))
 
 
-DAMAGES = {"cut off": lambda path: path.write_bytes(path.read_bytes()[:300]), "deleted": lambda path: path.unlink(),
+DAMAGES = {"truncated": lambda path: path.write_bytes(path.read_bytes()[:300]), "deleted": lambda path: path.unlink(),
            "one bit": damage_a_pixel, "another image": lambda path: path.write_bytes(draw_jpeg("another")),
            "empty": lambda path: path.write_bytes(b"")}
 
@@ -96,8 +93,8 @@ def test_a_damaged_image_stays_damaged_until_it_is_downloaded(collect_from, whol
     assert_complete(whole)
 
 
-MANIFESTS = {"empty": lambda text: "", "cut in a line": lambda text: text[:-70], "garbage": lambda text: "\0\xff,,,\n" * 50,
-             "twice": lambda text: text + text, "no new lines": lambda text: text.replace("\n", " "),
+MANIFESTS = {"empty": lambda text: "", "truncated in a line": lambda text: text[:-70], "twice": lambda text: text + text,
+             "garbage": lambda text: "\0\xff,,,\n" * 50, "no new lines": lambda text: text.replace("\n", " "),
              "wrong sizes": lambda text: text.replace(",", ",1", 40), "CRLF": lambda text: text.replace("\n", "\r\n")}
 
 
@@ -123,13 +120,6 @@ def test_temporary_files_of_killed_runs_are_removed_and_nothing_else(collect_fro
     assert not any(path.exists() for path in ours) and all(path.exists() for path in theirs)
 
 
-def test_the_second_of_two_runs_in_one_folder_is_refused(collect_from, whole):
-    with file_lock(whole / ".lock", "never"):
-        before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
-        assert f"another run is writing to --output-dir {whole}" in collect_from(NOWHERE, status=2)
-        assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
-
-
 def test_a_full_disk_is_one_line_and_leaves_no_part_of_an_image(collect_from, tmp_path, monkeypatch):
     def full(source, target):
         if target.name == ODD:
@@ -140,7 +130,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_an_image(collect_from, tm
     with ImageServer() as server:
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", full)
-            assert "No space left on device" in collect_from(server.url, status=2)
+            assert "No space left on device" in collect_from(server.url, expect=2)
         time.sleep(0.5)  # for the requests that were running
         assert all(path.read_bytes() == draw_jpeg(path.name) for path in (tmp_path / "out" / "images").iterdir())
         collect_from(server.url)
@@ -148,25 +138,42 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_an_image(collect_from, tm
     assert_complete(tmp_path / "out")
 
 
+class Build:
+    """One data set built from the text files in `vqa_dir` and the images of `server`; its runs share `folder`."""
+
+    def __init__(self, server, vqa_dir, folder):
+        self.folder = folder
+        self.flags = ["--vqa-dir", vqa_dir, "--output-dir", folder, "--image-url", server.url, "--workers", 4]
+
+    def start(self):
+        return start_script(*self.flags)
+
+    def finish(self):
+        """An undisturbed run in this process; {path: bytes} of all files after it."""
+        call_script("mini_vqa_v2.py", *self.flags, cwd=self.folder.parent)
+        return self.files()
+
+    def files(self):
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
 def test_an_interruption_during_a_long_wait_ends_the_run_at_once(tmp_path, number):
-    folder = write_official(tmp_path / "vqa", many_entries(per_image=1))
     with ImageServer(faults={ODD: itertools.repeat((429, {"Retry-After": "60"}))}) as server:
-        process = start_script("--vqa-dir", folder, "--image-url", server.url, "--output-dir", tmp_path / "out")
-        try:
-            while len(list(tmp_path.glob("out/images/COCO*"))) < 119:
-                time.sleep(0.05)
-            process.send_signal(number)
-            start = time.monotonic()
-            _, error = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        assert time.monotonic() - start < 10 and process.returncode == 130
+        build = Build(server, write_official(tmp_path / "vqa", many_entries(per_image=1)), tmp_path / "out")
+        process = build.start()
+        while len(list(tmp_path.glob("out/images/COCO*"))) < 119:
+            time.sleep(0.05)
+        process.send_signal(number)
+        started = time.monotonic()
+        _, error = process.communicate(timeout=30)
+        assert time.monotonic() - started < 10 and process.returncode == 130
         assert error == "interrupted after downloading 119 of 120 images: run again to continue\n"
         assert not (tmp_path / "out" / "metadata.csv").exists()
         server.faults.clear()
         del server.paths[:]
-        assert start_script(*process.args[2:]).wait(60) == 0 and len(server.paths) == 1
+        build.finish()
+        assert len(server.paths) == 1
     assert_complete(tmp_path / "out")
 
 
@@ -174,7 +181,7 @@ def test_the_progress_bar_shows_images_and_megabytes_per_second(run_script, tmp_
     folder = write_official(tmp_path / "vqa", many_entries(per_image=1))
     with ImageServer(delay=0.02) as server:
         result = run_script("mini_vqa_v2.py", "--vqa-dir", folder, "--image-url", server.url, "--output-dir", tmp_path / "out",
-                            TQDM_DISABLE="", **NO_PROXY)
+                            TQDM_DISABLE="")
     last = result.stderr.replace("\r", "\n").strip().splitlines()[-1]
     assert last.startswith("downloading images: 100%") and "120/120" in last and " images/s" in last and " MB/s" in last
 
@@ -183,7 +190,7 @@ def test_hosts_that_do_not_exist_are_reached_through_a_proxy(collect_from, tmp_p
     with ImageServer() as server:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, server.url)
-        error = collect_from(NOWHERE, "--vqa-dir", tmp_path / "new", "--base-url", "http://zips.invalid/vqa", status=2)
+        error = collect_from(NOWHERE, "--vqa-dir", tmp_path / "new", "--base-url", "http://zips.invalid/vqa", expect=2)
         assert "status 404" in error and server.hosts == ["zips.invalid"]
         collect_from(NOWHERE)
         assert server.hosts[1:] == 120 * ["images.invalid"]
@@ -215,31 +222,11 @@ def test_https_through_a_proxy_needs_a_trusted_certificate(collect_from, tmp_pat
     with ImageServer(tls=context) as server:
         for name in ("HTTPS_PROXY", "https_proxy"):
             monkeypatch.setenv(name, server.url)
-        assert "certificate verify failed: self" in collect_from("https://images.invalid", status=2)
+        assert "certificate verify failed: self" in collect_from("https://images.invalid", expect=2)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         collect_from("https://images.invalid")
         assert server.hosts.count("images.invalid") == 120 and "CONNECT images.invalid:443" in server.hosts
     assert_complete(tmp_path / "out")
-
-
-class Build:
-    """One data set built from the text files in `vqa_dir` and the images of `server`; its runs share `folder`."""
-
-    def __init__(self, server, vqa_dir, folder):
-        self.folder = folder
-        self.flags = ["--vqa-dir", vqa_dir, "--output-dir", folder, "--image-url", server.url, "--workers", 4]
-
-    def start(self):
-        return start_script(*self.flags)
-
-    def finish(self):
-        """An undisturbed run; {path: bytes} of all files after it."""
-        _, error = (process := self.start()).communicate(timeout=120)
-        assert process.returncode == 0, error
-        return self.files()
-
-    def files(self):
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

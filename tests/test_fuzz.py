@@ -77,11 +77,6 @@ def test_metadata_csv(small_data):
         assert rows["question"].str.strip().all() and rows["question_id"].is_unique
 
 
-def test_own_csv_without_json(small_data, tmp_path):
-    (tmp_path / "own.csv").write_bytes((small_data / "metadata.csv").read_bytes())
-    fuzz(tmp_path / "own.csv", lambda: read_rows(tmp_path / "own.csv"), "own csv")
-
-
 def test_qa_pairs_json(small_data):
     for rows in fuzz(small_data / "qa_pairs.json", lambda: read_rows(small_data), "json"):
         assert all(isinstance(text, str) for texts in rows["answers"] for text in texts)

@@ -3,30 +3,15 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import ROOT, call_script, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NUM_RANDOM, NUM_IN_SAVE = 16, 8
 EPOCHS = 12
-
-
-def start(folder, script, flags):
-    """The script in its own process group, as a terminal starts it."""
-    return subprocess.Popen(list(map(str, [sys.executable, ROOT / script, *flags])), cwd=folder, start_new_session=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def finish(process):
-    _, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, errors
 
 
 def kill(process):
@@ -38,7 +23,7 @@ def kill(process):
     return running
 
 
-def kill_when(process, pattern, folder):
+def kill_when(process, folder, pattern):
     """SIGKILL as soon as `folder` has a file of `pattern`. Returns whether that file stayed, incomplete."""
     while process.poll() is None:
         if any(folder.glob(pattern)):
@@ -48,49 +33,47 @@ def kill_when(process, pattern, folder):
     return False
 
 
-def with_resume(folder, output_dir, flags):
-    """`flags`, and --resume if there is something to resume."""
-    return [*flags, *(["--resume"] if (folder / output_dir / "last.pt").is_file() else [])]
-
-
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("script", ["train.py", "fine_tune.py"])
-def test_a_run_killed_many_times_ends_as_an_undisturbed_one(script, encoder_flags, data_dir, tmp_path):
+def test_a_run_killed_many_times_ends_as_an_undisturbed_one(script, run_script, encoder_flags, data_dir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    stage_1 = ["--data-dir", data_dir, "--batch-size", 8, *encoder_flags, "--hidden-size", 400, "--epochs", EPOCHS]
-    flags, output_dir = stage_1, Path("output/feature_extraction")
-    for folder in (whole, killed):
-        folder.mkdir()
+    whole.mkdir()
+    common = ["--data-dir", data_dir, "--batch-size", 8, "--epochs", EPOCHS, "--patience", EPOCHS]
+    flags, output_dir = [*common, *encoder_flags, "--hidden-size", 400], Path("output/feature_extraction")
     if script == "fine_tune.py":
-        for folder in (whole, killed):
-            finish(start(folder, "train.py", [*stage_1, "--epochs", 2]))
-        flags = ["--data-dir", data_dir, "--batch-size", 8, "--epochs", EPOCHS, "--patience", EPOCHS]
-        output_dir = Path("output/fine_tuning")
+        call_script("train.py", *flags, "--epochs", 2, cwd=whole)
+        flags, output_dir = common, Path("output/fine_tuning")
+    shutil.copytree(whole, killed)
     began = time.monotonic()
-    finish(start(whole, script, flags))
+    run_script(script, *flags, cwd=whole)
     seconds = time.monotonic() - began
+
+    def resume():
+        """The run in `killed`, with --resume if there is something to resume."""
+        return start(ROOT / script, *flags, *["--resume"] * (killed / output_dir / "last.pt").is_file(), cwd=killed)
 
     rng, random_kills, save_kills, cache_kills = random.Random(script), 0, 0, 0
     if script == "train.py":  # stage 2 finds the pixels of stage 1
-        for pattern in (".pixels-*.tmp.npy", ".image_states-*.tmp.npy", ".question_states-*.tmp.npy"):
-            cache_kills += kill_when(start(killed, script, flags), f"cache/{pattern}", killed)
+        for name in ("pixels", "image_states", "question_states"):
+            cache_kills += kill_when(resume(), killed / "cache", f".{name}-*.tmp.npy")
     for number in range(NUM_IN_SAVE):
-        pattern = ".last.*.tmp.pt" if number % 2 else ".vqa_checkpoint.*.tmp.pt"
-        process = start(killed, script, with_resume(killed, output_dir, flags))
-        save_kills += kill_when(process, f"{output_dir}/{pattern}", killed)
+        save_kills += kill_when(resume(), killed / output_dir, f".{('last', 'vqa_checkpoint')[number % 2]}.*.tmp.pt")
     while random_kills < NUM_RANDOM:
-        process = start(killed, script, with_resume(killed, output_dir, flags))
+        process = resume()
         time.sleep(seconds * rng.random())  # spread over the whole run
         if kill(process):
             random_kills += 1
         else:  # the run had finished: start it again
             tiny.check_equal_runs(whole / output_dir, killed / output_dir)
             shutil.rmtree(killed / output_dir)
-    finish(start(killed, script, with_resume(killed, output_dir, flags)))
+    _, errors = (process := resume()).communicate(timeout=280)
+    assert process.returncode == 0, errors
     print(f"{random_kills} random kills, {save_kills} inside a save, {cache_kills} inside a cache build")
     assert save_kills >= 5 and random_kills + save_kills + cache_kills >= 20
     tiny.check_equal_runs(whole / output_dir, killed / output_dir)
     for folder in (whole, killed):
-        finish(start(folder, "test.py", ["--data-dir", data_dir, "--checkpoint", output_dir / "vqa_checkpoint.pt"]))
+        call_script("test.py", "--data-dir", data_dir, "--checkpoint", output_dir / "vqa_checkpoint.pt", cwd=folder)
         assert not list(folder.rglob(".*.tmp*")), "the last run leaves no temporary file"
     for name in ("vqa_test_results.csv", "vqa_test_metrics.json"):
         assert (whole / "output" / name).read_bytes() == (killed / "output" / name).read_bytes()

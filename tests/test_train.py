@@ -98,18 +98,29 @@ def test_the_true_gradient_norm_is_clipped(run_config, monkeypatch):
     assert norms[0][0] < 100, "this is the norm of the scaled gradients"
 
 
-def test_training_learns_and_keeps_the_best_epoch(run_config, tmp_path):
-    train.main(run_config(epochs=12))
+def test_training_learns_and_the_best_epoch_is_saved_with_its_scores(run_config, tmp_path):
+    cfg = run_config(epochs=12)
+    train.main(cfg)
     log = tiny.read_csv(tmp_path / "run/train_log.csv")
     assert [row["epoch"] for row in log] == [str(epoch) for epoch in range(13)]
     assert list(log[0]) == ["epoch", "train_loss", "val_loss", "val_bleu", "val_exact_match", "learning_rate_head",
                             "overflows", "seconds", "samples_per_s"]
     losses = [float(row["val_loss"]) for row in log]
     assert min(losses) < 0.6 * losses[0]
-    checkpoint = read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")
+    assert (tmp_path / "run/config.json").is_file() and (tmp_path / "run/loss_plot.png").stat().st_size > 5000
+
+    trained = load_model(tmp_path / "run/vqa_checkpoint.pt")
+    model, checkpoint = trained.model, trained.checkpoint
+    assert not model.training
     assert checkpoint["val_loss"] == min(losses) and losses[checkpoint["epoch"]] == min(losses)
     assert not any(name.startswith(("image_encoder", "question_encoder")) for name in checkpoint["weights"])
-    assert (tmp_path / "run/config.json").is_file() and (tmp_path / "run/loss_plot.png").stat().st_size > 5000
+    val_set = build_datasets(model, trained.encoders, trained.vocab, read_rows(cfg.data_dir), cfg.data_dir, cfg, CPU,
+                             ("val",))["val"]
+    assert evaluate(model, val_set, 32, CPU) == pytest.approx(min(losses), abs=1e-6)
+    texts = {question_id: answer.text for question_id, answer in
+             zip(val_set.rows["question_id"], answer_dataset(model, val_set, CPU), strict=True)}
+    for row in tiny.read_csv(tmp_path / "run/samples.csv"):
+        assert row[f"epoch {checkpoint['epoch']}"] == texts[row["question_id"]]
 
 
 def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, tmp_path, monkeypatch):
@@ -131,20 +142,6 @@ def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, 
     train.main(run_config(epochs=3))
     assert saved == [(number + 1, f"epoch {number}", number) for number in range(4)]
     assert drawn == [0, 3]
-
-
-def test_the_saved_model_has_the_logged_scores(run_config, tmp_path):
-    cfg = run_config()
-    train.main(cfg)
-    trained = load_model(tmp_path / "run/vqa_checkpoint.pt")
-    assert not trained.model.training
-    dataset = build_datasets(trained.model, trained.encoders, trained.vocab, read_rows(cfg.data_dir), cfg.data_dir, cfg, CPU,
-                             ("val",))["val"]
-    assert evaluate(trained.model, dataset, 32, CPU) == pytest.approx(trained.checkpoint["val_loss"], abs=1e-6)
-    texts = {row["question_id"]: answer.text for row, answer in zip(
-        dataset.rows.to_dict("records"), answer_dataset(trained.model, dataset, CPU), strict=True)}
-    for row in tiny.read_csv(tmp_path / "run/samples.csv"):
-        assert row[f"epoch {trained.checkpoint['epoch']}"] == texts[row["question_id"]]
 
 
 def test_training_stops_early(run_config, tmp_path, capsys):

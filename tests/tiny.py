@@ -4,12 +4,13 @@ import json
 import random
 from pathlib import Path
 
+import pandas as pd
 import torch
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (200, 30, 30), "green": (20, 140, 40), "blue": (30, 60, 210), "yellow": (235, 200, 40)}
 SHAPES = ("ball", "box", "roof")
-QUESTIONS = ("What is on the left?", "What is on the right?", "What do you see in the picture?")
+QUESTIONS = ("What is on the left?", "What is on the right?", "What do you see in the image?")
 VISION = {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8}
 
 
@@ -63,24 +64,15 @@ def draw_image(objects, width):
     """An image of two (colour, shape), side by side."""
     image = Image.new("RGB", (width, 40), "white")
     draw = ImageDraw.Draw(image)
-    for side, (colour, shape) in enumerate(objects):
-        box, fill = (2 + side * 24, 10, 20 + side * 24, 28), COLOURS[colour]
-        if shape == "ball":
-            draw.ellipse(box, fill=fill)
-        elif shape == "box":
-            draw.rectangle(box, fill=fill)
-        else:
-            draw.chord(box, 180, 360, fill=fill)
+    for x, (colour, shape) in zip((2, 26), objects, strict=True):
+        box, fill = (x, 10, x + 18, 28), COLOURS[colour]
+        draw.rectangle(box, fill=fill) if shape == "box" else draw.chord(box, 180, 360 if shape == "roof" else 540, fill=fill)
     return image
 
 
 def write_rows(folder, rows):
     """metadata.csv and qa_pairs.json of `rows`."""
-    columns = [name for name in rows[0] if name != "answers"]
-    with open(Path(folder) / "metadata.csv", "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).drop(columns="answers").to_csv(Path(folder) / "metadata.csv", index=False)
     (Path(folder) / "qa_pairs.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
