@@ -103,10 +103,8 @@ def answer_split(cfg):
 
 def load_datasets(trained, rows, cfg, splits):
     """{split: VQADataset} for a TrainedModel, which is moved to the device."""
-    precision = Precision(cfg.device)
-    trained.model.to(precision.device)
     return build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
-                          precision, splits)
+                          Precision(cfg.device), splits)
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
