@@ -14,7 +14,7 @@ from common import distributed, settings
 from common.device import Precision
 from preprocess import read_rows
 from training.checkpoint import load_model
-from training.run_state import hold_folder, is_finished
+from training.run_state import is_finished, lock_output_folder
 
 
 @dataclass
@@ -28,9 +28,7 @@ class Config(train.LoopConfig):
     gpt2_layers: int = 4
     """last blocks of GPT-2 to train, with the final norm; 0 = none"""
     epochs: int = 10
-    """at most; early stopping may end sooner"""
     batch_size: int = 64
-    """questions per step"""
     learning_rate: float = 3e-4
     """maximum for the head: below stage 1's, since the head is trained already"""
     clip_learning_rate: float = 1e-5
@@ -38,9 +36,7 @@ class Config(train.LoopConfig):
     gpt2_learning_rate: float = 5e-5
     """maximum for GPT-2's blocks: GPT was fine-tuned with 6.25e-5 (Radford et al. 2018)"""
     warmup_fraction: float = 0.1
-    """share of all steps in which the learning rates rise from 0; then they fall to 0 along a cosine"""
     patience: int = 3
-    """epochs without a lower validation loss before training stops"""
 
 
 def check_settings(cfg):
@@ -89,7 +85,7 @@ def main(cfg):
     stage_one = load_stage_one(cfg.checkpoint)
     earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
-    with hold_folder(cfg.output_dir):
+    with lock_output_folder(cfg.output_dir):
         rows = read_rows(cfg.data_dir)
         torch.manual_seed(cfg.seed)
         model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)

@@ -1,10 +1,9 @@
 """Build the mini VQA v2 data set: questions whose most frequent answer is a phrase that several annotators gave.
 
-Reads the official VQA v2 files from --vqa-dir and the COCO images from --image-dir; downloads what is absent.
+Reads the official VQA v2 files from --vqa-dir and the COCO images from --image-dir; downloads what is missing.
 Writes images/, qa_pairs.json and, last, metadata.csv into --output-dir; also manifest.csv (size and sha256 of each
 image) and, if images are missing, missing.csv. The same command continues a run that was stopped.
 Prints how many rows were read, kept, and dropped for each reason, and the images and rows per split.
-The text of the whole training set takes half a minute and 1.1 GB of memory, the images as long as the network needs.
 """
 import csv
 import hashlib
@@ -23,33 +22,33 @@ from download.official import find_official, read_json
 @dataclass
 class Config:
     vqa_dir: str = "vqa_v2"
-    """Folder of the official text files (.json, .json.gz or the published .zip); absent ones are downloaded into it."""
+    """official text files (.json, .json.gz or the published .zip); missing ones are downloaded into this folder"""
     image_dir: str | None = None
-    """Local folder of COCO images, in it or in its subfolder SUBSET; None downloads the needed images."""
+    """folder of COCO images, in it or in its subfolder SUBSET; none = the needed images are downloaded"""
     output_dir: str = "mini_vqa_v2"
-    """Folder that gets images/, metadata.csv and qa_pairs.json."""
+    """folder for images/, metadata.csv and qa_pairs.json"""
     subset: Literal["train2014", "val2014"] = "train2014"
-    """Which official files and images to use."""
+    """part of VQA v2 and COCO to use"""
     base_url: str = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
-    """Address of the folder with the official zips."""
+    """address of the folder with the official zips"""
     image_url: str = "http://images.cocodataset.org"
-    """Address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_%012d.jpg."""
+    """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_%012d.jpg"""
     pictures: bool = True
-    """Collect the images; --no-pictures writes metadata.csv and qa_pairs.json only."""
+    """link or download the images; with --no-pictures only metadata.csv and qa_pairs.json are written"""
     min_answer_words: int = 3
-    """Fewest words (separated by white space) of a label that is kept."""
+    """fewest words of a label that is kept, separated by white space"""
     min_agreement: int = 3
-    """Fewest annotators who gave the label; if fewer answered the question, all of them."""
+    """fewest annotators who gave the label; if the question has fewer answers than this, all must be equal"""
     max_questions: int = 0
-    """Most questions to keep, chosen by a hash of the question id; 0 keeps all."""
+    """most questions to keep, chosen by a hash of the question id; 0 = all"""
     val_fraction: float = 0.1
-    """Share of the images for validation, between 0 and 1."""
+    """share of the images for validation, between 0 and 1"""
     test_fraction: float = 0.1
-    """Share of the images for testing, between 0 and 1."""
+    """share of the images for testing, between 0 and 1"""
     workers: int = 16
-    """Threads that download and decode images."""
+    """threads that download and decode images"""
     seed: int = 42
-    """Seed of the split."""
+    """of the split"""
 
 
 COLUMNS = ("image_id", "question_id", "question", "answer", "image_path", "split", "question_type", "answer_type", "agreement")
@@ -68,7 +67,10 @@ def main(cfg):
         if cfg.pictures:
             rows = keep_rows_with_image(rows, cfg)
             check_splits(rows, cfg)
-        print_splits(rows)
+        print(f"kept {len(rows)}")
+        for split in SPLITS:
+            images = [row["image_id"] for row in rows if row["split"] == split]
+            print(f"{split}: {len(set(images))} images, {len(images)} rows")
         write_dataset(rows, output_dir)
 
 
@@ -92,7 +94,7 @@ def read_official(cfg, kind):
     """{question_id: entry} of the official file of `kind`, "questions" or "annotations"."""
     path, name = find_official(cfg.vqa_dir, cfg.subset, kind, cfg.base_url)
     print(f"reading {path}", flush=True)
-    # The JSON object of an answer becomes its text: the objects of the whole training set would take 1 GB more.
+    # keep only the answer text of each object; this saves 1 GB
     content = read_json(path, name, lambda item: item["answer"] if "answer" in item and "question_id" not in item else item)
     if not isinstance(content, dict) or not isinstance(content.get(kind), list):
         raise ValueError(f"{path} has no list '{kind}' at its top level: replace it by the official file")
@@ -112,12 +114,12 @@ def field(entry, name, kind, where, default=None):
         raise ValueError(f"{where}: {name} is {value!r:.60}, not {'a text' if kind is str else 'a number'}; "
                          "check the files in --vqa-dir")
     if kind is str and ("\0" in value or not is_text(value)):
-        raise ValueError(f"{where}: {value!a:.60} holds a NUL or half of a character; check the files in --vqa-dir")
+        raise ValueError(f"{where}: {value!a:.60} holds a NUL or an unpaired surrogate; check the files in --vqa-dir")
     return value
 
 
 def label_rows(questions, annotations, cfg):
-    """The rows whose label is long enough and was given often enough, by question id. Prints what is dropped and why."""
+    """The rows whose label is long enough and was given often enough, by question id. Prints the number dropped per reason."""
     too_short = f"label of fewer than {cfg.min_answer_words} words (--min-answer-words)"
     disputed = f"label given by fewer than {cfg.min_agreement} annotators (--min-agreement)"
     dropped = {"question without an annotation": len(questions.keys() - annotations.keys()),
@@ -125,7 +127,10 @@ def label_rows(questions, annotations, cfg):
     rows = []
     for question_id in sorted(questions.keys() & annotations.keys()):
         annotation, where = annotations[question_id], f"question {question_id}"
-        answers = annotators_answers(annotation, where)
+        answers = annotation.get("answers")
+        if not isinstance(answers, list) or not answers:
+            raise ValueError(f"{where} has no list of answers; check the files in --vqa-dir")
+        answers = [field({"answer": answer}, "answer", str, where) for answer in answers]
         label, agreement = majority_answer(answers, annotation.get("multiple_choice_answer"))
         if len(label.split()) < cfg.min_answer_words:
             dropped[too_short] += 1
@@ -142,16 +147,8 @@ def label_rows(questions, annotations, cfg):
     return rows
 
 
-def annotators_answers(annotation, where):
-    """The answers of all annotators, unchanged and in their order: at least one. Raises ValueError."""
-    answers = annotation.get("answers")
-    if not isinstance(answers, list) or not answers:
-        raise ValueError(f"{where} has no list of answers; check the files in --vqa-dir")
-    return [field({"answer": answer}, "answer", str, where) for answer in answers]
-
-
 def majority_answer(answers, multiple_choice_answer):
-    """(most frequent answer, how many gave it). A tie goes to VQA's own choice if it is tied, else to the alphabet."""
+    """(most frequent answer, how many gave it). A tie goes to VQA's choice if tied, else to the alphabetically first."""
     counts = Counter(answers)
     agreement = max(counts.values())
     tied = sorted(answer for answer, count in counts.items() if count == agreement)
@@ -202,13 +199,6 @@ def keep_rows_with_image(rows, cfg):
     kept = [row for row in rows if Path(row["image_path"]).name not in missing]
     print(f"dropped {len(rows) - len(kept)}: image missing or unreadable")
     return kept
-
-
-def print_splits(rows):
-    print(f"kept {len(rows)}")
-    for split in SPLITS:
-        images = [row["image_id"] for row in rows if row["split"] == split]
-        print(f"{split}: {len(set(images))} images, {len(images)} rows")
 
 
 def write_dataset(rows, output_dir):

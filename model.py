@@ -1,4 +1,4 @@
-"""The model: CLIP sees the image, GPT-2 reads the question, a fusion joins them, a GRU writes the answer.
+"""The model: CLIP encodes the image, GPT-2 encodes the question, a fusion joins them, a GRU generates the answer.
 
 The freeze boundary splits each encoder into two functions. Everything below the boundary is constant:
 `encode_*_frozen` is computed once per image or question and stored. `encode_*_trainable` continues from there.
@@ -97,20 +97,20 @@ class AnswerDecoder(nn.Module):
     def __init__(self, vocab_size, hidden_size, num_layers, dropout):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, hidden_size, padding_idx=PAD)
-        self.start = nn.Linear(hidden_size, num_layers * hidden_size)
+        self.initial_hidden = nn.Linear(hidden_size, num_layers * hidden_size)
         self.gru = nn.GRU(2 * hidden_size, hidden_size, num_layers, batch_first=True,
                           dropout=dropout if num_layers > 1 else 0.0)
         self.norm = nn.LayerNorm(hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocab_size)
-        never_written = torch.zeros(vocab_size, dtype=torch.bool)
-        never_written[[PAD, START, UNK]] = True
-        self.register_buffer("never_written", never_written, persistent=False)
+        forbidden_words = torch.zeros(vocab_size, dtype=torch.bool)
+        forbidden_words[[PAD, START, UNK]] = True
+        self.register_buffer("forbidden_words", forbidden_words, persistent=False)
 
     def first_hidden(self, context):
         """context (B, H) -> the GRU's first hidden state (L, B, H)."""
-        start = torch.tanh(self.start(context))                          # (B, L * H)
-        return start.unflatten(1, (self.gru.num_layers, -1)).transpose(0, 1).contiguous()
+        hidden = torch.tanh(self.initial_hidden(context))                # (B, L * H)
+        return hidden.unflatten(1, (self.gru.num_layers, -1)).transpose(0, 1).contiguous()
 
     def forward(self, context, answer_ids, hidden=None):
         """context (B, H), answer_ids (B, A), hidden (L, B, H) or None at the start -> logits (B, A, V), hidden (L, B, H).
@@ -133,10 +133,10 @@ class AnswerDecoder(nn.Module):
         logits, hidden = self(context, previous.unsqueeze(1), hidden)
         log_probs = logits[:, 0].log_softmax(-1)                         # (B, V)
         # fill_ on slices: an assignment by index would copy from the host and synchronise at every word
-        forbidden = self.never_written.clone()
+        forbidden = self.forbidden_words.clone()
         if step == answer_max_len - 1:
             forbidden.fill_(True)
-        forbidden[END:END + 1].fill_(step == 0 and answer_max_len > 1)
+        forbidden[END:END + 1].fill_(step == 0)
         return log_probs.masked_fill(forbidden, -torch.inf), hidden
 
     def greedy_search(self, context, answer_max_len):
@@ -167,13 +167,13 @@ class AnswerDecoder(nn.Module):
         context = context.repeat_interleave(K, dim=0)                    # (B * K, H)
         alive_ids = context.new_full((rows, K, answer_max_len), PAD, dtype=torch.long)
         alive = context.new_full((rows, K), -torch.inf, dtype=torch.float)
-        alive[:, 0] = 0.0  # all beams are equal at first, so only one may continue
+        alive[:, 0] = 0.0  # all K beams start identical: keep one, or they would stay identical
         best_ids, best = alive_ids.clone(), torch.full_like(alive, -torch.inf)
         word, hidden = alive_ids.new_full((rows * K,), START), None
         for step in range(answer_max_len):
             log_probs, hidden = self.next_word(context, word, hidden, step, answer_max_len)
             continued = alive.unsqueeze(-1) + log_probs.view(rows, K, -1)  # (B, K, V)
-            # 2K candidates leave K alive even if K of them end
+            # of 2K candidates at most K are <end>, so K can continue
             scores, flat = continued.flatten(1).topk(min(2 * K, K * vocab_size))
             source, word = flat // vocab_size, flat % vocab_size         # (B, 2K) each
             ids = alive_ids.gather(1, source.unsqueeze(-1).expand(-1, -1, answer_max_len))
@@ -227,19 +227,15 @@ class VQAModel(nn.Module):
 
         Raises ValueError if an encoder has fewer blocks.
         """
+        self.clip_layers, self.gpt2_layers = clip_layers, gpt2_layers
         image, question = self.image_encoder, self.question_encoder
-        for flag, wanted, blocks in (("--clip-layers", clip_layers, image.transformer.resblocks),
-                                     ("--gpt2-layers", gpt2_layers, question.h)):
+        for flag, wanted, encoder, blocks, last_parts in (
+                ("--clip-layers", clip_layers, image, image.transformer.resblocks, (image.ln_post, image.proj)),
+                ("--gpt2-layers", gpt2_layers, question, question.h, (question.ln_f,))):
             if not 0 <= wanted <= len(blocks):
                 raise ValueError(f"{flag} {wanted} is out of range: the encoder has {len(blocks)} blocks")
-        self.clip_layers, self.gpt2_layers = clip_layers, gpt2_layers
-        image.requires_grad_(False)
-        question.requires_grad_(False)
-        if clip_layers:
-            for part in (*self.trainable_blocks()[0], image.ln_post, image.proj):
-                part.requires_grad_(True)
-        if gpt2_layers:
-            for part in (*self.trainable_blocks()[1], question.ln_f):
+            encoder.requires_grad_(False)
+            for part in (*blocks[len(blocks) - wanted:], *last_parts) if wanted else ():
                 part.requires_grad_(True)
         self.train(self.training)
 
@@ -257,7 +253,7 @@ class VQAModel(nn.Module):
             block.compile(dynamic=True)
 
     def train(self, mode=True):
-        """Frozen parts stay in eval mode, whoever calls this: GPT-2 has 19 dropouts, one of them outside its blocks."""
+        """Frozen parts stay in eval mode, so their dropout is off. GPT-2 has a dropout outside its blocks too."""
         super().train(mode)
         self.image_encoder.eval()
         self.question_encoder.eval()

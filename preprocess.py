@@ -1,7 +1,7 @@
 """From the rows of a CSV to batches: rows, dataset, batches, and `build_datasets`, which assembles them.
 
-Rows come from metadata.csv (which decides) and qa_pairs.json (which adds the answers of all annotators). A CSV of your
-own needs only the columns image_path, question, answer. A batch is an index selection from stored states.
+metadata.csv defines the rows, qa_pairs.json adds the answers of all annotators. A CSV of your own needs only the columns
+image_path, question, answer. A batch is an index selection from stored states.
 """
 import csv
 import hashlib
@@ -219,8 +219,8 @@ class VQADataset:
         """`store`: the FeatureStore with the states of all images and questions of `rows`. `answer_sampling`:
         "humans" lets `draw_answers` draw from the annotators' answers, "majority" always gives the labels."""
         self.rows, self.vocab, self.store = rows, vocab, store
-        self.image_index = torch.tensor([store.image_row[path] for path in rows["image_path"]])
-        self.question_index = torch.tensor([store.question_row[question] for question in rows["question"]])
+        self.image_index = torch.tensor([store.row_of_image[path] for path in rows["image_path"]])
+        self.question_index = torch.tensor([store.row_of_question[question] for question in rows["question"]])
         choices = answer_choices(rows) if answer_sampling == "humans" else [[label] for label in rows["answer"]]
         texts = sorted(set(rows["answer"]).union(*choices))
         number = {text: index for index, text in enumerate(texts)}
@@ -280,11 +280,13 @@ class VQADataset:
 def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits, answer_sampling="majority"):
     """{split: VQADataset}: rows -> decoded images -> stored states at the model's freeze boundary -> datasets.
 
-    `folder`: what image_path is relative to. All `rows` are decoded and encoded, so that a later script finds them
-    in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted. `answer_sampling` is for "train" only.
+    The model is moved to the device. `folder`: what image_path is relative to. All `rows` are decoded and encoded, so
+    that a later script finds them in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted.
+    `answer_sampling` is for "train" only.
     """
     for split in splits:
         rows_of_split(rows, split)  # an empty split is found before minutes of encoding
+    model.to(precision.device)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
     rows = pixels.readable(rows)
     store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)

@@ -10,12 +10,16 @@ gallery page, sample images with their answers, and two charts. Also:
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common import settings
 from common.device import Precision
-from common.files import SPLITS, is_text, write_json
-from evaluation.generation import answer_dataset, answer_image, exchanged_images, spelled_labels
-from evaluation.results import draw_results, file_name, result_rows, write_results
+from common.files import is_text, write_json
+from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
+from evaluation.gallery import draw_prediction
+from evaluation.generation import answer_dataset, answer_image
+from evaluation.report import evaluate, print_comparison, print_table
+from evaluation.results import file_name, result_rows, write_results
 from preprocess import build_datasets, data_folder, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
@@ -26,8 +30,8 @@ class Config:
     """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's"""
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
-    split: str = "test"
-    """train, val or test"""
+    split: Literal["train", "val", "test"] = "test"
+    """the rows to answer"""
     results_csv: str = "output/vqa_test_results.csv"
     """one row per question"""
     metrics_json: str = "output/vqa_test_metrics.json"
@@ -59,14 +63,12 @@ class Config:
     workers: int = 0
     """processes that decode images; 0 = one per core"""
     seed: int = 42
-    """of the sample images and of the wrong-picture floor"""
+    """of the sample images and of the wrong-image floor"""
 
 
 def check_settings(cfg):
     settings.check_ranges(cfg, beam_size=(1, 256), batch_size=settings.COUNT, seed=settings.SEED, workers=settings.WORKERS,
                           num_pictures=(0, 10_000))
-    if cfg.split not in SPLITS:
-        raise ValueError(f"--split {cfg.split} is none of {', '.join(SPLITS)}")
     modes = {"--compare": cfg.compare, "--baselines-only": cfg.baselines_only or None, "--image": cfg.image,
              "--data-csv": cfg.data_csv}
     if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:
@@ -79,44 +81,38 @@ def check_settings(cfg):
 
 def answer_split(cfg):
     """Answer and score one split; write and print everything."""
-    from evaluation.report import evaluate_predictions, print_table
-    precision = Precision(cfg.device)
-    trained = load_model(cfg.checkpoint)
-    rows = read_rows(cfg.data_dir)
-    datasets = load_datasets(trained, rows, data_folder(cfg.data_dir), cfg, precision, ("train", cfg.split))
+    trained, rows = load_model(cfg.checkpoint), read_rows(cfg.data_dir)
+    datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
     dataset = datasets[cfg.split]
-
-    answers = answer_dataset(trained.model, dataset, precision, cfg.batch_size, cfg.beam_size)
-    floors = question_only_floor(trained, rows, cfg, precision)
-    exchanged = exchanged_images(dataset, cfg.seed)
-    if exchanged is not None:
-        floors["wrong_picture"] = answer_dataset(trained.model, dataset, precision, cfg.batch_size, cfg.beam_size, exchanged)
-
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
-    scores, metrics = evaluate_predictions(
-        tested, train_rows, texts_of(answers), {name: texts_of(floor) for name, floor in floors.items()},
-        spelled_labels(dataset.rows["answer"], trained.vocab, trained.model.config.answer_max_len))
+
+    answers = answers_of(trained, dataset, cfg)
+    floors = blind_floors(train_rows, tested) | question_only_floor(trained, rows, cfg)
+    image_index = wrong_images(dataset, cfg.seed)
+    if image_index is not None:
+        floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
+    limited_labels = vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, trained.model.config.answer_max_len)
+    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], limited_labels)
+
     metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
-    finished = result_rows(tested, answers, data_folder(cfg.data_dir), scores)
-    write_results(finished, cfg.results_csv)
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
-    draw_results(finished, metrics, cfg)
+    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
-def load_datasets(trained, rows, folder, cfg, precision, splits):
+def load_datasets(trained, rows, cfg, splits):
     """{split: VQADataset} for a TrainedModel, which is moved to the device."""
-    trained.model.to(precision.device)
-    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, precision, splits)
+    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
+                          Precision(cfg.device), splits)
 
 
-def texts_of(answers):
-    return [answer.text for answer in answers]
+def answers_of(trained, dataset, cfg, image_index=None):
+    return answer_dataset(trained.model, dataset, Precision(cfg.device), cfg.batch_size, cfg.beam_size, image_index)
 
 
-def question_only_floor(trained, rows, cfg, precision):
-    """{"question_only": answers} of the question-only model; {} if there is none that was trained on the same data."""
+def question_only_floor(trained, rows, cfg):
+    """{"question_only": texts} of the question-only model; {} if there is none that was trained on the same data."""
     path = Path(cfg.question_only_checkpoint)
     if not path.is_file():
         return {}
@@ -127,31 +123,26 @@ def question_only_floor(trained, rows, cfg, precision):
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
     blind = load_model(path)
-    dataset = load_datasets(blind, rows, data_folder(cfg.data_dir), cfg, precision, (cfg.split,))[cfg.split]
-    return {"question_only": answer_dataset(blind.model, dataset, precision, cfg.batch_size, cfg.beam_size)}
+    dataset = load_datasets(blind, rows, cfg, (cfg.split,))[cfg.split]
+    return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
 
 
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
-    precision = Precision(cfg.device)
     trained = load_model(cfg.checkpoint)
     if not Path(cfg.data_csv).exists():
         raise FileNotFoundError(f"--data-csv {cfg.data_csv}: no such file")
-    folder = data_folder(cfg.data_csv)
+    cfg = dataclasses.replace(cfg, data_dir=cfg.data_csv)
     rows = read_rows(cfg.data_csv, need_answers=False).assign(split="test")  # all rows
-    dataset = load_datasets(trained, rows, folder, cfg, precision, ("test",))["test"]
-    answers = answer_dataset(trained.model, dataset, precision, cfg.batch_size, cfg.beam_size)
-    finished = result_rows(dataset.rows.to_dict("records"), answers, folder)
-    write_results(finished, cfg.results_csv)
-    draw_results(finished, None, cfg)
+    dataset = load_datasets(trained, rows, cfg, ("test",))["test"]
+    answers = answers_of(trained, dataset, cfg)
+    write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
 
 
 def answer_one(cfg):
     """Answer one question about one image; print the answer and draw it under the image."""
-    from evaluation.gallery import draw_prediction
-    precision = Precision(cfg.device)
-    trained = load_model(cfg.checkpoint)
+    precision, trained = Precision(cfg.device), load_model(cfg.checkpoint)
     trained.model.to(precision.device)
     answer = answer_image(trained, cfg.image, cfg.question, precision, cfg.beam_size)
     row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
@@ -162,8 +153,8 @@ def answer_one(cfg):
 
 def score_baselines(cfg):
     """Score floors and annotator ceiling on all rows, without images and without a model."""
-    from evaluation.report import evaluate_baselines, print_table
-    metrics = evaluate_baselines(read_rows(cfg.data_dir).to_dict("records"))
+    rows = read_rows(cfg.data_dir).to_dict("records")
+    _, metrics = evaluate(rows, cross_validated_floors(rows))
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
     print(f"\nscores {cfg.metrics_json}")
@@ -180,7 +171,6 @@ def other_outputs(cfg, **outputs):
 def main(cfg):
     check_settings(cfg)
     if cfg.compare is not None:
-        from evaluation.report import print_comparison
         print_comparison(*cfg.compare)
     elif cfg.baselines_only:
         score_baselines(other_outputs(cfg, metrics_json="output/baselines_metrics.json"))

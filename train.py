@@ -14,14 +14,15 @@ import torch
 from tqdm import tqdm
 
 from common import distributed, settings
-from common.device import Precision, fits_memory
-from evaluation.generation import answer_dataset, validation_scores
+from common.device import Precision, explain_out_of_memory
+from evaluation.generation import answer_dataset
+from evaluation.metrics import validation_scores
 from features.encoders import load_encoders
 from model import ModelConfig, VQAModel
 from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
 from training.checkpoint import describe_model
 from training.optimizer import learning_rates_of, make_optimizer, schedule, set_learning_rates, steps_taken
-from training.run_state import Run, hold_folder, is_finished
+from training.run_state import Run, is_finished, lock_output_folder
 from training.step import evaluate, train_step
 from vocab import Vocab
 
@@ -45,11 +46,11 @@ class LoopConfig:
     label_smoothing: float = 0.1
     """in the training loss only; logged losses are without it"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this norm"""
+    """a larger gradient norm is scaled down to this one"""
     patience: int = 5
     """epochs without a lower validation loss before training stops"""
-    amp: str = "auto"
-    """mixed precision: auto, bf16, fp16, off; auto is off on CPU"""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """mixed precision; auto is bf16 or fp16 on a GPU, and off on a CPU"""
     compile: bool = False
     """compile the encoders' blocks (torch.compile): takes a minute, pays on long runs"""
     cache_dir: str = "cache"
@@ -77,12 +78,12 @@ class Config(LoopConfig, ModelConfig):
     min_word_freq: int = 2
     """a word enters the answer vocabulary if the training answers hold it this often"""
     answer_sampling: Literal["majority", "humans"] = "majority"
-    """teach the majority answer, or in each epoch one of the human answers that have as many words as a label"""
+    """teach the label, or in each epoch one of the human answers with at least as many words as the shortest label"""
 
 
 BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_only"}
 CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises the device
-WATCHED_QUESTIONS = 8  # in samples.csv
+NUM_SAMPLES = 8  # in samples.csv
 
 
 def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=()):
@@ -93,42 +94,40 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     dict per epoch, epoch 0 is before training. Same seed, same machine: same weights and losses, resumed or not (on CPU).
     """
     train_set, val_set = datasets["train"], datasets["val"]
-    model = model.to(precision.device)
     optimizer, scaler = make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler()
     # the same few validation questions are answered after every epoch: one can watch the model learn
-    watched = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:WATCHED_QUESTIONS].tolist()
+    samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
               "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
                        "images": train_set.store.pixels_key}}
-    run = Run(cfg.output_dir, model, optimizer, scaler, header, earlier_stages, val_set.rows.iloc[watched])
+    run = Run(cfg.output_dir, model, optimizer, scaler, header, earlier_stages, val_set.rows.iloc[samples])
     # the training loss is measured like the validation loss, on as many rows, always the same ones
-    probe = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
+    train_sample = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
     parallel_model = distributed.data_parallel(model)
 
-    def end_epoch(epoch, started, num_samples, mean_factor):
+    def evaluate_epoch(epoch, started, num_samples, mean_factor):
         seconds = time.time() - started
-        rates = learning_rates_of(optimizer, mean_factor)
-        train_loss = evaluate(model, train_set, cfg.batch_size, precision, probe)
+        train_loss = evaluate(model, train_set, cfg.batch_size, precision, train_sample)
         val_loss = evaluate(model, val_set, cfg.batch_size, precision)
-        require_progress(val_loss, scaler, f"epoch {epoch}, after its last step", rates, run)
+        require_progress(val_loss, f"epoch {epoch}, after its last step", run)
         texts = [answer.text for answer in answer_dataset(model, val_set, precision)]
-        # steps of this epoch that fp16 overflow made the optimizer skip
-        overflows = (epoch * steps_per_epoch(train_set, cfg) - steps_taken(optimizer)
-                     - sum(row["overflows"] for row in run.log))
+        # steps of this epoch that were skipped because fp16 gradients overflowed
+        overflows = epoch * steps_per_epoch(train_set, cfg) - steps_taken(optimizer) - sum(row["overflows"] for row in run.log)
         row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
-               **validation_scores(texts, val_set.rows["answer"]), **rates, "overflows": overflows,
-               "seconds": round(time.time() - started, 2), "samples_per_s": round(num_samples / max(seconds, 1e-9), 1)}
-        run.end_epoch(row, [texts[number] for number in watched], is_finished([*run.log, row], cfg.epochs, cfg.patience))
+               **validation_scores(texts, val_set.rows["answer"]), **learning_rates_of(optimizer, mean_factor),
+               "overflows": overflows, "seconds": round(time.time() - started, 2),
+               "samples_per_s": round(num_samples / max(seconds, 1e-9), 1)}
+        run.save_epoch(row, [texts[index] for index in samples], is_finished([*run.log, row], cfg.epochs, cfg.patience))
 
     if cfg.resume:
         run.resume()
     else:
-        end_epoch(0, time.time(), 0, 0.0)
+        evaluate_epoch(0, time.time(), 0, 0.0)
     while not is_finished(run.log, cfg.epochs, cfg.patience):
         epoch, started = run.log[-1]["epoch"] + 1, time.time()
         try:
-            mean_factor = train_epoch(epoch, parallel_model, train_set, optimizer, scaler, cfg, precision, run)
-            end_epoch(epoch, started, len(train_set), mean_factor)
+            mean_factor = train_epoch(epoch, parallel_model, train_set, run, cfg, precision)
+            evaluate_epoch(epoch, started, len(train_set), mean_factor)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; the epochs before it are saved: the same "
                                     "command with --resume continues") from None
@@ -138,12 +137,12 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     return run.log
 
 
-def train_epoch(epoch, model, dataset, optimizer, scaler, cfg, precision, run):
+def train_epoch(epoch, model, dataset, run, cfg, precision):
     """One pass over the rows. Order, answers and dropout follow from (seed, epoch). Returns the mean schedule factor."""
     # draw the order of the rows, and the answers that this epoch teaches
-    draw, steps = generator(cfg.seed, epoch), steps_per_epoch(dataset, cfg)
-    order = dataset.epoch_order(draw, by_image=run.model.clip_layers > 0)
-    answer_index = dataset.draw_answers(draw)
+    random, steps = generator(cfg.seed, epoch), steps_per_epoch(dataset, cfg)
+    order = dataset.epoch_order(random, by_image=run.model.clip_layers > 0)
+    answer_index = dataset.draw_answers(random)
     # seed dropout: every process draws its own
     torch.manual_seed((cfg.seed * 100_003 + epoch) * distributed.get_world_size() + distributed.get_rank())
     # the schedule counts steps over all epochs
@@ -160,15 +159,14 @@ def train_epoch(epoch, model, dataset, optimizer, scaler, cfg, precision, run):
             own_rows = distributed.shard(rows)
             batch = dataset.batch(own_rows if len(own_rows) else rows[:1], answer_index=answer_index)
             # train on them
-            set_learning_rates(optimizer, factors[step])
-            with fits_memory(cfg.batch_size):
-                totals += train_step(model, batch, optimizer, scaler, precision, cfg, weight=min(1, len(own_rows)))
+            set_learning_rates(run.optimizer, factors[step])
+            with explain_out_of_memory(cfg.batch_size):
+                totals += train_step(model, batch, run.optimizer, run.scaler, precision, cfg, weight=min(1, len(own_rows)))
             bar.update(len(rows))
             # check the loss now and then: reading it synchronises the device
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 loss = (totals[0] / totals[1].clamp(min=1)).item()
-                rates = learning_rates_of(optimizer, factors[step])
-                require_progress(loss, scaler, f"epoch {epoch}, up to step {step + 1}", rates, run)
+                require_progress(loss, f"epoch {epoch}, up to step {step + 1}", run)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     return sum(factors) / steps
 
@@ -182,14 +180,15 @@ def generator(seed, epoch):
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
-def require_progress(loss, scaler, where, learning_rates, run):
+def require_progress(loss, where, run):
     """Raise ValueError, with the place and the last good checkpoint, if the loss is not finite or every fp16 step overflows."""
     last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}"
     if not math.isfinite(loss):
-        rates = ", ".join(f"{name} {value:.3g}" for name, value in learning_rates.items())
+        rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+        rates = ", ".join(f"learning_rate_{name} {rate:.3g}" for name, rate in rates.items())
         raise ValueError(f"the loss became {loss} in {where} ({rates}); {last_good}; try a lower --learning-rate")
     # the scale starts at 2**16 and halves at each overflow; below 1 the true gradients overflow
-    if scaler.is_enabled() and scaler.get_scale() < 1:
+    if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
         raise ValueError(f"the fp16 gradients overflow in {where}; {last_good}; use --amp bf16 or --amp off, or a lower "
                          "--learning-rate")
 
@@ -213,7 +212,7 @@ def main(cfg):
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
-    with hold_folder(cfg.output_dir):
+    with lock_output_folder(cfg.output_dir):
         rows = read_rows(cfg.data_dir)
         vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)
         print(f"vocabulary: {len(vocab)} words")
@@ -226,8 +225,7 @@ def main(cfg):
 
 
 def prepare(model, encoders, vocab, rows, cfg, precision, answer_sampling):
-    """{"train", "val": VQADataset} at the model's freeze boundary, the model moved to the device and compiled if asked."""
-    model.to(precision.device)
+    """{"train", "val": VQADataset} at the model's freeze boundary. The model is moved to the device, and compiled if asked."""
     if cfg.compile:
         model.compile_blocks()
     datasets = build_datasets(model, encoders, vocab, rows, data_folder(cfg.data_dir), cfg, precision, ("train", "val"),

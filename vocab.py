@@ -25,12 +25,7 @@ def tokenize(answer):
 
 def detokenize(tokens):
     """The text of `tokens`, the inverse of `tokenize`."""
-    text = ""
-    for token in tokens:
-        # "##" alone is no glued token: those have at least three characters
-        glued = token.startswith(GLUE) and len(token) > len(GLUE)
-        text += token[len(GLUE):] if glued else f" {token}"
-    return text.strip()
+    return (" " + " ".join(tokens)).replace(f" {GLUE}", "").strip()
 
 
 class Vocab:

@@ -1,8 +1,8 @@
 """Time and memory on generated data of the size of VQA v2's training set.
 
-Writes questions and annotations with the number and bytes of VQA v2's, runs mini_vqa_v2.py on them, reads the rows as train.py
-does, and takes training steps from a generated store of the states of all 82,783 images (6.4 GB with real encoders). Prints
-a table; writes full_size.json into --output-dir and deletes everything else. About ten minutes on two cores, two with --tiny.
+Writes as many questions and annotations as VQA v2 has, runs mini_vqa_v2.py on them, reads the rows as train.py does, and takes
+training steps from a generated store of the states of all 82,783 images (6.4 GB with real encoders). Prints a table; writes
+full_size.json into --output-dir and deletes everything else. About ten minutes on two cores, two with --tiny.
 """
 import json
 import os
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import train
-from benchmarks.inputs import ANSWER_LENGTHS, ANSWER_WORDS, QUESTION_LENGTHS, QUESTION_WORDS, ROOT, draw_text, write_encoders
+from benchmarks.inputs import ANSWERS, QUESTIONS, ROOT, SEED, draw_text, write_encoders
 from benchmarks.timing import MEGABYTE, run_process
 from common import settings
 from common.device import Precision
@@ -37,6 +37,7 @@ QUESTIONS_NAME, ANNOTATIONS_NAME = "v2_OpenEnded_mscoco_train2014_questions.json
 READ_ROWS = "import sys; sys.path.insert(0, sys.argv[1]); from preprocess import read_rows; print(len(read_rows(sys.argv[2])))"
 DISTINCT_TEXTS = 20_000  # distinct questions, and distinct answers, from which all rows are drawn
 DISTINCT_STATES = 1_024  # images whose states are drawn; all others repeat them
+BATCH_SIZE = 16
 
 
 @dataclass
@@ -49,16 +50,12 @@ class Config:
     """as in VQA v2's training set"""
     steps: int = 300
     """training steps from the stored states, with one trainable CLIP block"""
-    batch_size: int = 16
-    """questions per step"""
     tiny: bool = False
     """the demo's encoders instead of CLIP ViT-B/32 and distilgpt2"""
-    seed: int = 42
-    """of texts, states and order"""
 
 
 def main(cfg):
-    settings.check_ranges(cfg, questions=settings.COUNT, images=settings.COUNT, steps=settings.COUNT, batch_size=settings.COUNT)
+    settings.check_ranges(cfg, questions=settings.COUNT, images=settings.COUNT, steps=settings.COUNT)
     folder = Path(cfg.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="full_size.", dir=folder) as work:
@@ -85,9 +82,9 @@ def measure_text(work, cfg):
 
 def write_official(folder, cfg):
     """Write questions and annotations in the official layout, entry by entry."""
-    rng = np.random.default_rng(cfg.seed)
-    texts = [draw_text(rng, QUESTION_WORDS, QUESTION_LENGTHS) for _ in range(DISTINCT_TEXTS)]
-    answers = [draw_text(rng, ANSWER_WORDS, ANSWER_LENGTHS) for _ in range(DISTINCT_TEXTS)]
+    rng = np.random.default_rng(SEED)
+    texts = [draw_text(rng, *QUESTIONS) for _ in range(DISTINCT_TEXTS)]
+    answers = [draw_text(rng, *ANSWERS) for _ in range(DISTINCT_TEXTS)]
     with (open(folder / QUESTIONS_NAME, "w", encoding="utf-8") as questions,
           open(folder / ANNOTATIONS_NAME, "w", encoding="utf-8") as annotations):
         questions.write('{"info": {}, "license": {}, "questions": [')
@@ -107,37 +104,37 @@ def write_official(folder, cfg):
 
 def measure_training(work, cfg):
     """{name: number}: training steps from a memory-mapped store of the states of all images."""
-    clip_model, gpt2_model = write_encoders(work / "encoders", cfg.tiny, cfg.seed)
+    clip_model, gpt2_model = write_encoders(work / "encoders", cfg.tiny)
     encoders = load_encoders(clip_model, "", gpt2_model)
     rows = rows_of_split(read_rows(work / "data"), "train")
     vocab, precision = Vocab.build(rows["answer"], 2), Precision("cpu", "bf16")
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(SEED)
     model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), ModelConfig())
     model.unfreeze(1, 0)
-    store = generated_store(work, encoders, rows, cfg)
+    store = generated_store(work, encoders, rows)
     started = time.perf_counter()
     dataset = VQADataset(rows, vocab, model.config.answer_max_len, store)
     built_s = time.perf_counter() - started
     optimizer = make_optimizer(model, {"head": 1e-3, "clip": 1e-5}, train.Config.weight_decay)
     set_learning_rates(optimizer, 1.0)
     model.train()
-    order = dataset.epoch_order(train.generator(cfg.seed, 1), by_image=True)
+    order = dataset.epoch_order(train.generator(SEED, 1), by_image=True)
     memory, started = [], time.perf_counter()
-    for index in order.split(cfg.batch_size)[:cfg.steps]:
+    for index in order.split(BATCH_SIZE)[:cfg.steps]:
         train_step(model, dataset.batch(index), optimizer, precision.scaler(), precision, train.Config())
         memory.append(private_mb())
     seconds = time.perf_counter() - started
     return {"stored states, MB": store.image_states.nbytes / MEGABYTE, "rows": len(rows), "dataset built, s": built_s,
-            "steps": len(memory), "samples/s": len(memory) * cfg.batch_size / seconds,
+            "steps": len(memory), "samples/s": len(memory) * BATCH_SIZE / seconds,
             "private memory after a tenth of the steps, MB": memory[max(1, len(memory) // 10) - 1],
             "private memory at the end, MB": memory[-1]}
 
 
-def generated_store(work, encoders, rows, cfg):
+def generated_store(work, encoders, rows):
     """A FeatureStore of random states: images before CLIP's last block in bfloat16, questions as features."""
     tokens, width = encoders.image.visual.positional_embedding.shape
     paths, questions = sorted(set(rows["image_path"])), sorted(set(rows["question"]))
-    drawn = torch.randn(DISTINCT_STATES, tokens, width, generator=torch.Generator().manual_seed(cfg.seed)).bfloat16()
+    drawn = torch.randn(DISTINCT_STATES, tokens, width, generator=torch.Generator().manual_seed(SEED)).bfloat16()
     with new_array(work / "image_states.npy", (len(paths), tokens, width), np.int16) as array:
         for start in range(0, len(paths), DISTINCT_STATES):
             stop = min(start + DISTINCT_STATES, len(paths))

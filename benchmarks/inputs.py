@@ -2,9 +2,7 @@
 
 Run times depend on the number and size of images, texts and weights, not on their content.
 """
-import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,63 +13,46 @@ from PIL import Image
 from common.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS_PER_IMAGE = 9_500 / 8_300  # as in the data set that mini_vqa_v2.py builds from VQA v2
+SEED = 42  # of images, texts and weights
 IMAGE_SIZES = ((640, 480), (640, 480), (640, 427), (480, 640))  # the most frequent sizes in COCO
-# these values give JPEG files of COCO's mean size, 160 kB, which take as long to decode
-SPECTRUM_SLOPE, CONTRASTS, JPEG_QUALITY = 1.2, (55, 14, 14), 90
+GRAIN, JPEG_QUALITY = 4, 90  # give JPEG files of COCO's mean size, 160 kB, which take as long to decode
 
 # each of these words is one token of the demo's tokenizer, as most words are one token of GPT-2's
-QUESTION_WORDS = ("the here kite balloon left right middle picture color animal house umbrella small things boat tree weather "
-                  "beside under dog cat bird two kind this place ground located doing found").split()
+WORDS = ("the here kite balloon left right middle picture color animal house umbrella small things boat tree weather "
+         "beside under dog cat bird two kind this place ground located doing found").split()
 ANSWER_WORDS = [f"word{number}" for number in range(2_000)]
-QUESTION_LENGTHS, ANSWER_LENGTHS = (5, 12), (3, 6)  # fewest and most words
+QUESTIONS, ANSWERS = (WORDS, 5, 12), (ANSWER_WORDS, 3, 6)  # words, fewest and most of them in a text
 
 DEMO_ENCODERS = ROOT / "demo" / "encoders"
 # the project does not load the text tower, but the file's configuration must have one
 TEXT_TOWER = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
 
 
-def write_data(folder, num_images, seed):
+def write_data(folder, num_images):
     """Write `num_images` JPEG files and metadata.csv into `folder`, as train.py reads them. Returns the image paths."""
-    folder = Path(folder)
     (folder / "images").mkdir(parents=True)
+    rng, rows = np.random.default_rng(SEED), []
     paths = [f"images/{number:06d}.jpg" for number in range(num_images)]
-
-    def write_image(number):
-        draw_photo(np.random.default_rng([seed, number])).save(folder / paths[number], "JPEG", quality=JPEG_QUALITY)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and Pillow release the GIL
-        list(pool.map(write_image, range(num_images)))
-    rng, rows = np.random.default_rng(seed), []
     for number, path in enumerate(paths):
+        width, height = IMAGE_SIZES[number % len(IMAGE_SIZES)]
+        noise = Image.fromarray(rng.integers(256, size=(height // GRAIN, width // GRAIN, 3), dtype=np.uint8))
+        noise.resize((width, height), Image.Resampling.BICUBIC).save(folder / path, "JPEG", quality=JPEG_QUALITY)
         split = {2: "test", 3: "val"}.get(number % 10, "train")
-        for _ in range(int((number + 1) * QUESTIONS_PER_IMAGE) - int(number * QUESTIONS_PER_IMAGE)):
-            rows.append({"image_path": path, "split": split, "question": f"{draw_text(rng, QUESTION_WORDS, QUESTION_LENGTHS)}?",
-                         "answer": draw_text(rng, ANSWER_WORDS, ANSWER_LENGTHS)})
+        for _ in range(2 if number % 7 == 0 else 1):  # as many questions per image as mini_vqa_v2.py gives
+            rows.append({"image_path": path, "split": split, "question": f"{draw_text(rng, *QUESTIONS)}?",
+                         "answer": draw_text(rng, *ANSWERS)})
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return paths
 
 
-def draw_photo(rng):
-    """A Pillow image of random noise whose spectrum falls with the frequency, as in photographs."""
-    width, height = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = np.inf  # the mean of each channel is set below
-    waves = rng.standard_normal((3, *frequency.shape, 2)).view(complex)[..., 0] / frequency ** SPECTRUM_SLOPE
-    channels = np.fft.irfft2(waves, s=(height, width))
-    channels *= np.array(CONTRASTS).reshape(3, 1, 1) / channels.std(axis=(1, 2), keepdims=True)
-    channels = np.clip(128 + channels, 0, 255).astype(np.uint8)
-    return Image.merge("YCbCr", [Image.fromarray(channel) for channel in channels])
-
-
-def draw_text(rng, words, lengths):
+def draw_text(rng, words, fewest, most):
     """A text of random words. The n-th word of `words` has a share proportional to 1 / n, as in natural language."""
     shares = 1 / np.arange(1, len(words) + 1)
-    number = rng.integers(lengths[0], lengths[1] + 1)
+    number = rng.integers(fewest, most + 1)
     return " ".join(words[index] for index in rng.choice(len(words), number, p=shares / shares.sum()))
 
 
-def write_encoders(folder, tiny, seed):
+def write_encoders(folder, tiny):
     """The flags (clip_model, gpt2_model) of the demo's encoders if `tiny`, else of CLIP ViT-B/32 and distilgpt2.
 
     The weights of the latter are random. They are written into `folder`, with the demo's tokenizer.
@@ -81,9 +62,9 @@ def write_encoders(folder, tiny, seed):
     import open_clip
     from safetensors.torch import save_file
     from transformers import GPT2Config, GPT2Model
-    clip, gpt2 = Path(folder) / "clip", Path(folder) / "gpt2"
+    clip, gpt2 = folder / "clip", folder / "gpt2"
     clip.mkdir(parents=True)
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     config = open_clip.get_model_config("ViT-B-32-quickgelu") | {"text_cfg": TEXT_TOWER}
     save_file(open_clip.CLIP(**config).state_dict(), clip / "open_clip_model.safetensors")
     write_json(clip / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})

@@ -1,4 +1,4 @@
-"""Measures speed beside a plain loop of the same model (plain_loop.py) and beside a ceiling, all in one run.
+"""Measures speed beside a plain loop of the same model (plain_loop.py) and beside a limit, all in one run.
 
 Generates COCO-sized images, questions, and encoders of real size with random weights (--tiny: the demo's encoders). Measures
 decoding, encoding, training steps of both stages, answering, start-up, and whole trainings. Reads nothing else. Prints a
@@ -9,7 +9,6 @@ import copy
 import itertools
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,10 +24,9 @@ import torch
 
 import fine_tune
 import train
-from benchmarks.inputs import ANSWER_WORDS, ROOT, write_data, write_encoders
-from benchmarks.operations import operations_ratio, step_operations
+from benchmarks.inputs import ANSWER_WORDS, ROOT, SEED, write_data, write_encoders
 from benchmarks.plain_loop import PlainRows
-from benchmarks.timing import describe_machine, run_process, time_median
+from benchmarks.timing import count_operations, describe_machine, measure_rate, run_process
 from common import settings
 from common.device import Precision
 from common.files import write_json
@@ -43,9 +41,8 @@ from training.step import evaluate, train_step
 from vocab import SPECIALS, Vocab
 
 IMAGES, BATCH_SIZES = {"cpu": 256, "cuda": 8_300}, {"cpu": (8, 32), "cuda": (32, 256)}
-LARGE_BATCH = {"cpu": 32, "cuda": 1_024}  # for the ceiling of encoding
+LARGE_BATCH = {"cpu": 32, "cuda": 1_024}  # for the limit of encoding
 ANSWER_BATCH = 2_048  # as in test.py
-REPEAT_S = {"real": 0.5, "tiny": 0.1}  # least duration of a measurement
 START_UP_IMAGES = 10
 READY = "epoch 0:"  # train.py prints this line before the first step
 # what train.py imports before it does anything
@@ -59,20 +56,14 @@ class Config:
     """folder for throughput.json and throughput.log"""
     images: int = 0
     """number of images, each with about 1.15 questions; 0 = 256 on the CPU, 8,300 on CUDA"""
-    batch_sizes: tuple[int, ...] = ()
-    """of training steps; whole trainings use the last one; none = 8 32 on the CPU, 32 256 on CUDA"""
     epochs: int = 10
     """of each stage, in whole trainings"""
-    repeats: int = 3
-    """measurements per median"""
+    seconds: float = 1.0
+    """least duration of a measurement"""
     tiny: bool = False
     """the demo's encoders instead of CLIP ViT-B/32 and distilgpt2"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
-    workers: int = 0
-    """processes that decode images; 0 = one per core"""
-    seed: int = 42
-    """of images, texts and weights"""
 
 
 @dataclass(frozen=True)
@@ -93,10 +84,8 @@ STAGES = (
 
 def main(cfg):
     precision = Precision(cfg.device)
-    device = precision.device.type
-    cfg.images, cfg.batch_sizes = cfg.images or IMAGES[device], cfg.batch_sizes or BATCH_SIZES[device]
-    cfg.workers = cfg.workers or available_cores()
-    settings.check_ranges(cfg, epochs=(1, 1_000), repeats=(1, 1_000), workers=(1, 1_000), images=(max(cfg.batch_sizes), 10**6))
+    cfg.images = cfg.images or IMAGES[precision.device.type]
+    settings.check_ranges(cfg, epochs=(1, 1_000), seconds=(1e-3, 1e3), images=(BATCH_SIZES[precision.device.type][-1], 10**6))
     folder = Path(cfg.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with (TemporaryDirectory(prefix="throughput.", dir=folder) as work, open(folder / "throughput.log", "w") as log,
@@ -117,7 +106,8 @@ def measure(cfg, precision, work):
     for stage in STAGES:
         report_progress(stage.name)
         stage_rows, training = measure_stage(bench, stage, machine["matrix_tflops"] * 1e12)
-        rows, trainings = rows + stage_rows, [*trainings, training]
+        rows += stage_rows
+        trainings.append(training)
     report_progress("start-up")
     return {"machine": machine, "inputs": bench.description, "rows": rows, "trainings": trainings,
             "start_up": measure_start_up(bench)}
@@ -127,10 +117,10 @@ def report_progress(part):
     print(f"{time.strftime('%H:%M:%S')} {part}", file=sys.__stdout__, flush=True)  # sys.stdout is the log
 
 
-def make_row(name, unit, ours, plain, ceiling, ceiling_is):
-    """One line of the table: three rates, and how many `times` faster than the plain loop, and the `share` of the ceiling."""
-    return {"name": name, "unit": unit, "ours": ours, "plain": plain, "times": ours / plain, "ceiling": ceiling,
-            "share": ours / ceiling, "ceiling_is": ceiling_is}
+def make_row(name, unit, ours, plain, limit, limit_is):
+    """One line of the table: three rates, and how many `times` faster than the plain loop, and the `share` of the limit."""
+    return {"name": name, "unit": unit, "ours": ours, "plain": plain, "times": ours / plain, "limit": limit,
+            "share": ours / limit, "limit_is": limit_is}
 
 
 class Bench:
@@ -138,8 +128,9 @@ class Bench:
 
     def __init__(self, cfg, precision, work):
         self.cfg, self.precision, self.work, self.data_dir = cfg, precision, work, work / "data"
-        self.paths = write_data(self.data_dir, cfg.images, cfg.seed)
-        self.clip_model, self.gpt2_model = write_encoders(work / "encoders", cfg.tiny, cfg.seed)
+        self.workers, self.batch_sizes = available_cores(), BATCH_SIZES[precision.device.type]
+        self.paths = write_data(self.data_dir, cfg.images)
+        self.clip_model, self.gpt2_model = write_encoders(work / "encoders", cfg.tiny)
         self.encoders = load_encoders(self.clip_model, "", self.gpt2_model)
         self.rows = read_rows(self.data_dir).assign(split="train")  # one dataset of all rows
         self.vocab = Vocab([*SPECIALS, *ANSWER_WORDS])
@@ -149,7 +140,7 @@ class Bench:
 
     def model(self, stage):
         """A new VQAModel at the stage's freeze boundary, with its own copy of the encoders."""
-        torch.manual_seed(self.cfg.seed)
+        torch.manual_seed(SEED)
         encoders = copy.deepcopy(self.encoders)
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(self.vocab), ModelConfig())
         model.unfreeze(stage.clip_layers, stage.gpt2_layers)
@@ -157,7 +148,7 @@ class Bench:
 
     def dataset(self, model):
         """The VQADataset of all rows, decoded and encoded into an empty cache."""
-        cfg = train.Config(cache_dir=str(self.work / f"cache-{time.time_ns()}"), workers=self.cfg.workers)
+        cfg = train.Config(cache_dir=str(self.work / f"cache-{time.time_ns()}"), workers=self.workers)
         datasets = build_datasets(model, self.encoders, self.vocab, self.rows, self.data_dir, cfg, self.precision, ["train"])
         return datasets["train"]
 
@@ -167,7 +158,7 @@ class Bench:
 
     def rate(self, count, work):
         """`count` per second of `work`."""
-        return count / time_median(work, self.precision.device, self.cfg.repeats, REPEAT_S["tiny" if self.cfg.tiny else "real"])
+        return measure_rate(count, work, self.cfg.seconds)
 
 
 def decoding_row(bench):
@@ -176,14 +167,14 @@ def decoding_row(bench):
         with TemporaryDirectory(dir=bench.work) as cache_dir:
             decode_images(bench.data_dir, bench.paths, bench.encoders.image, cache_dir, workers)
 
-    workers, few, files = bench.cfg.workers, bench.paths[:32], [bench.data_dir / path for path in bench.paths]
+    workers, few, files = bench.workers, bench.paths[:32], [bench.data_dir / path for path in bench.paths]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
         decode_part = partial(decode_all, bench.encoders.image.resize)
         parts = [files[number::workers] for number in range(workers)]
-        ceiling = bench.rate(len(files), lambda: list(pool.map(decode_part, parts)))
+        limit = bench.rate(len(files), lambda: list(pool.map(decode_part, parts)))
     return make_row(f"decode, {workers} workers", "images/s", bench.rate(len(files), decode),
                     bench.rate(len(few), lambda: bench.plain_rows(None).decode(few)),
-                    ceiling, f"the decoder alone in {workers} processes")
+                    limit, f"the decoder alone in {workers} processes")
 
 
 def decode_all(resize, files):
@@ -195,8 +186,8 @@ def decode_all(resize, files):
 def encoding_rows(bench):
     """Images/s and questions/s of encoding for stage 1: from decoded images, and from texts, to stored features."""
     model, texts = bench.model(STAGES[0]), sorted(set(bench.rows["question"]))
-    plain, small, large = bench.plain_rows(model), max(bench.cfg.batch_sizes), LARGE_BATCH[bench.precision.device.type]
-    pixels = decode_images(bench.data_dir, bench.paths, bench.encoders.image, bench.work / "pixels", bench.cfg.workers)
+    plain, small, large = bench.plain_rows(model), bench.batch_sizes[-1], LARGE_BATCH[bench.precision.device.type]
+    pixels = decode_images(bench.data_dir, bench.paths, bench.encoders.image, bench.work / "pixels", bench.workers)
     batch = torch.from_numpy(pixels.pixels[:large].copy())
 
     def encode_all_images():
@@ -208,13 +199,13 @@ def encoding_rows(bench):
             ids, lengths = tokenize_questions(bench.encoders.question.tokenizer, texts, model.config.question_max_len)
             encode_questions(model, bench.encoders.question, ids, lengths, cache_dir, bench.precision)
 
-    ceiling_is = f"the encoder alone, batch {large}"
+    limit_is = f"the encoder alone, batch {large}"
     return [make_row("encode images for stage 1", "images/s", bench.rate(len(bench.paths), encode_all_images),
                      bench.rate(len(batch[:small]), lambda: plain.encode_images(batch[:small])),
-                     bench.rate(len(batch), lambda: plain.encode_images(batch)), ceiling_is),
+                     bench.rate(len(batch), lambda: plain.encode_images(batch)), limit_is),
             make_row("encode questions for stage 1", "questions/s", bench.rate(len(texts), encode_all_questions),
                      bench.rate(len(texts[:small]), lambda: plain.encode_questions(texts[:small])),
-                     bench.rate(len(texts[:large]), lambda: plain.encode_questions(texts[:large])), ceiling_is)]
+                     bench.rate(len(texts[:large]), lambda: plain.encode_questions(texts[:large])), limit_is)]
 
 
 def measure_stage(bench, stage, matrix_rate):
@@ -222,32 +213,35 @@ def measure_stage(bench, stage, matrix_rate):
     model, rows, started = bench.model(stage), [], time.perf_counter()
     dataset, plain_rows = bench.dataset(model), bench.plain_rows(model)
     once_s = time.perf_counter() - started
-    for size in bench.cfg.batch_sizes:
-        batches, plain_batches = (endless_batches(bench, stage, source, size) for source in (dataset, plain_rows))
-        cached = bench.rate(size, training_step(bench, stage, model, batches))
-        plain = bench.rate(size, training_step(bench, stage, model, plain_batches))
-        batch = next(batches)
+    for size in bench.batch_sizes:
+        step, plain_step = (training_step(bench, stage, model, endless_batches(stage, source, size))
+                            for source in (dataset, plain_rows))
+        cached, plain = bench.rate(size, step), bench.rate(size, plain_step)
         if stage.clip_layers:
-            operations = step_operations(model, batch) / size
-            ceiling = matrix_rate / operations
-            ceiling_is = f"{operations / 1e9:.3g} GFLOP per sample at the rate of a matrix product"
+            operations = count_operations(step) / size
+            limit = matrix_rate / operations
+            limit_is = f"{operations / 1e9:.3g} GFLOP per sample at the rate of a matrix product"
         else:
-            ceiling = bench.rate(size, training_step(bench, stage, model, itertools.repeat(batch)))
-            ceiling_is = "the step alone, always on the same batch"
-        rows.append(make_row(f"{stage.name}, batch {size}", "samples/s", cached, plain, ceiling, ceiling_is))
-    # a whole training, at the last batch size
-    losses = [evaluate(model, source, size, bench.precision, torch.arange(size)) for source in (dataset, plain_rows)]
+            batch = next(endless_batches(stage, dataset, size))
+            limit = bench.rate(size, training_step(bench, stage, model, itertools.repeat(batch)))
+            limit_is = "the step alone, always on the same batch"
+        rows.append(make_row(f"{stage.name}, batch {size}", "samples/s", cached, plain, limit, limit_is))
     rows.append(answering_row(bench, stage, model, dataset, bench.plain_rows(model, size)))
+    # a whole training, at the last batch size
     samples = bench.cfg.epochs * len(bench.rows)
-    bound = operations_ratio(model, bench.rows, bench.encoders.question.tokenizer, bench.cfg.epochs)
+    images, questions = bench.paths[:size], sorted(set(bench.rows["question"]))
+    once = (count_operations(lambda: plain_rows.encode_images(plain_rows.decode(images))) / size * len(bench.paths)
+            + count_operations(lambda: plain_rows.encode_questions(questions[:size])) / size * len(questions))
+    bound = samples * count_operations(plain_step) / (size * once + samples * count_operations(step))
+    losses = [evaluate(model, source, size, bench.precision, torch.arange(size)) for source in (dataset, plain_rows)]
     return rows, {"name": f"{stage.name}, {bench.cfg.epochs} epochs, batch {size}", "once_s": once_s,
                   "ours_s": once_s + samples / cached, "plain_s": samples / plain, "bound": bound,
                   "loss_ours": losses[0], "loss_plain": losses[1]}
 
 
-def endless_batches(bench, stage, dataset, batch_size):
+def endless_batches(stage, dataset, batch_size):
     """Full batches of `dataset`, epoch after epoch, in the order of the stage's training."""
-    draw = train.generator(bench.cfg.seed, 1)
+    draw = train.generator(SEED, 1)
     while True:
         order = dataset.epoch_order(draw, stage.clip_layers > 0)
         yield from (dataset.batch(rows) for rows in order.split(batch_size) if len(rows) == batch_size)
@@ -276,29 +270,27 @@ def answering_row(bench, stage, model, dataset, few_plain_rows):
 
 
 def measure_start_up(bench):
-    """Median seconds of train.py until its line of epoch 0, on a few images from the cache; and of its imports alone."""
-    write_data(bench.work / "few", START_UP_IMAGES, bench.cfg.seed)
+    """Seconds of train.py until its line of epoch 0, on a few images from the cache; and of its imports alone."""
+    write_data(bench.work / "few", START_UP_IMAGES)
     command = [sys.executable, ROOT / "train.py", "--data-dir", bench.work / "few", "--cache-dir", bench.work / "few_cache",
                "--clip-model", bench.clip_model, "--gpt2-model", bench.gpt2_model, "--device", bench.cfg.device,
                "--min-word-freq", 1, "--epochs", 1]
-    # the first run of each fills the caches
-    runs = [run_process([*command, "--output-dir", f"run_{number}"], bench.work, READY)
-            for number in range(bench.cfg.repeats + 1)]
-    imports = [run_process([sys.executable, "-c", IMPORTS], bench.work, READY) for _ in range(bench.cfg.repeats + 1)]
-    return {"train_s": statistics.median(run.ready_s for run in runs[1:]),
-            "imports_s": statistics.median(run.ready_s for run in imports[1:])}
+    # of two runs the first fills the caches
+    train_s = [run_process([*command, "--output-dir", name], bench.work, READY).ready_s for name in ("first", "second")][1]
+    imports_s = [run_process([sys.executable, "-c", IMPORTS], bench.work, READY).ready_s for _ in range(2)][1]
+    return {"train_s": train_s, "imports_s": imports_s}
 
 
 def print_report(content):
     """Print the content of throughput.json."""
     for part in ("machine", "inputs"):
         print(f"{part}: " + ", ".join(f"{name} {short(value)}" for name, value in content[part].items()))
-    print(f"\n{'':34} {'ours':>7} {'':11} {'plain loop':>10} {'times':>6} {'ceiling':>8} {'share':>6}")
+    print(f"\n{'':34} {'ours':>7} {'':11} {'plain loop':>10} {'times':>6} {'limit':>8} {'share':>6}")
     for row in content["rows"]:
         print(f"{row['name']:34} {short(row['ours']):>7} {row['unit']:11} {short(row['plain']):>10} {short(row['times']):>6} "
-              f"{short(row['ceiling']):>8} {row['share']:>6.2f}  {row['ceiling_is']}")
+              f"{short(row['limit']):>8} {row['share']:>6.2f}  {row['limit_is']}")
     print("\nwhole trainings: ours is what is done once, as timed, and all epochs at the measured rate;\n"
-          "bound: how many times fewer operations the encoders need, by count")
+          "bound: how many times fewer operations are needed, by count")
     for item in content["trainings"]:
         print(f"{item['name']}: {item['plain_s'] / item['ours_s']:.2f} times faster, {item['ours_s']:.1f} s "
               f"({item['once_s']:.1f} s of them once) against {item['plain_s']:.1f} s, bound {item['bound']:.2f}; "

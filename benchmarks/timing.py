@@ -1,45 +1,40 @@
-"""Measures durations and subprocesses, and describes the machine."""
-import math
+"""Measures rates, operations and subprocesses, and describes the machine."""
 import os
 import platform
-import statistics
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 MEGABYTE = 1e6
 
 
-def time_once(work, device):
-    """Seconds of one call of `work`, until the device has finished."""
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def time_median(work, device, repeats, repeat_s):
-    """Median seconds per call of `work`: `repeats` measurements of at least `repeat_s` seconds, after one warm-up call."""
-    time_once(work, device)
-    calls = max(1, math.ceil(repeat_s / time_once(work, device)))
-
-    def repeat():
-        for _ in range(calls):
-            work()
-
-    return statistics.median(time_once(repeat, device) / calls for _ in range(repeats))
+def measure_rate(count, work, seconds):
+    """`count` divided by the median seconds of a call of `work`. Calls it for at least `seconds`, after a warm-up."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return count / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def matrix_rate(device, dtype):
     """Floating-point operations per second of a large matrix product (2 n^3 for n x n); `dtype` None is float32."""
     size = MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size ** 3 / time_median(lambda: left @ right, device, repeats=3, repeat_s=0.5)
+    return measure_rate(2 * size ** 3, lambda: left @ right, seconds=1)
+
+
+def count_operations(work):
+    """Floating-point operations of matrix products and convolutions in one call of `work`, forward and backward."""
+    torch.backends.mha.set_fastpath_enabled(False)  # torch cannot count the operations of fused attention
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    torch.backends.mha.set_fastpath_enabled(True)
+    return counter.get_total_flops()
 
 
 @dataclass

@@ -4,16 +4,12 @@ import os
 
 import torch
 
-AMP_MODES = ("auto", "bf16", "fp16", "off")
-
 
 class Precision:
     """The device and the autocast dtype of a run. `auto`: bf16 if the GPU has it, else fp16; off on a CPU."""
 
     def __init__(self, device="auto", amp="auto"):
         """Raises ValueError if this machine lacks the device, or the device cannot do the mode."""
-        if amp not in AMP_MODES:
-            raise ValueError(f"--amp {amp} is none of {', '.join(AMP_MODES)}")
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if name == "cuda":  # each process on this machine takes its own GPU
             name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -49,7 +45,7 @@ class Precision:
 
 
 @contextlib.contextmanager
-def fits_memory(batch_size):
+def explain_out_of_memory(batch_size):
     """Turn running out of device memory into a ValueError that says which batch size to try."""
     try:
         yield
@@ -59,7 +55,7 @@ def fits_memory(batch_size):
 
 
 def compute_in_slices(compute, rows, precision):
-    """[`compute(rows)`] under autocast; `rows` is a slice. If memory runs out, the results of its halves instead."""
+    """[`compute(rows)`] under autocast; `rows` is a slice. If memory runs out, split it in two and try again."""
     try:
         with precision.autocast():
             return [compute(rows)]

@@ -1,4 +1,4 @@
-"""Files appear under their names only when they are complete; locks keep two runs out of one folder."""
+"""Atomic writes, and locks that keep two runs out of one folder."""
 import contextlib
 import json
 import os

@@ -4,7 +4,7 @@ import struct
 from PIL import Image
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 268 MB decoded; Pillow alone only warns up to twice that number
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow's rarer decoders raise anything; one runs PostScript
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow's other decoders are less safe
 KEPT_BLOCKS = 16
 ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -21,7 +21,8 @@ def open_image(path):
     Raises one of UNREADABLE if the file is no image, is truncated, or has more than MAX_PIXELS pixels.
     """
     with Image.open(path, formats=FORMATS) as image:
-        check_size(image)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many, at most {MAX_PIXELS:,} are decoded")
         image.load()
         transpose = UPRIGHT.get(orientation(image))
         # ImageOps.exif_transpose would rewrite the EXIF block, which fails in many ways if the block is damaged
@@ -43,12 +44,6 @@ def orientation(image):
     except DAMAGED_EXIF:
         return 1
     return value if isinstance(value, int) else 1
-
-
-def check_size(image, max_pixels=MAX_PIXELS):
-    """Raise ValueError if an image has more than `max_pixels` pixels. Only its header needs to be read."""
-    if image.width * image.height > max_pixels:
-        raise ValueError(f"{image.width} x {image.height} pixels are too many, at most {max_pixels:,} are decoded")
 
 
 def keep_memory():

@@ -32,7 +32,7 @@ def run(main, config_class):
         print(f"{f'process {rank}: ' * (rank > 0)}error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if os.environ.get("VQA_DEBUG") or "by peer" not in str(error):  # what gloo says if a connection breaks
+        if os.environ.get("VQA_DEBUG") or "gloo/transport" not in str(error):  # a broken connection
             raise
         print(f"process {rank}: stopped, because another process of this run ended", file=sys.stderr)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """Draws a `Scene` with Pillow, at twice the final size. Reducing it then gives smooth edges."""
 import math
 import random
+from functools import partial
 
 from PIL import Image, ImageDraw
 
@@ -37,28 +38,27 @@ def draw_scene(scene):
 
 def _place(draw, scene, thing, width, height, jitter):
     """Compute position and scale of `thing`, then draw it."""
-    dx, dy, facing, stretch = jitter[thing.layer, thing.column]
-    unit = min(width, height)
-    scale = unit * SCALE[thing.size] * HEIGHT_OF.get(thing.kind, 1.0) * stretch
-    x = width * ((1 + 2 * thing.column) / 6 + dx)
-    y = height * (0.86 + dy)
+    _, dy, facing, _ = jitter[thing.layer, thing.column]
+    x, y, scale = _position(thing, width, height, jitter)
     if thing.layer == "sky":
         y = height * (0.30 + dy) + scale / 2
     elif thing.layer in ("on", "under"):
         host = scene.host_of(thing)
-        host_dx, host_dy, host_facing, host_stretch = jitter["ground", thing.column]
-        host_scale = unit * SCALE[host.size] * HEIGHT_OF.get(host.kind, 1.0) * host_stretch
-        x = _inside(width * ((1 + 2 * thing.column) / 6 + host_dx), width, host_scale, host.kind)
-        y = height * (0.86 + host_dy)
+        x, y, host_scale = _position(host, width, height, jitter)
         if thing.layer == "on":
             y -= host_scale * {"house": 0.93, "car": 0.58}[host.kind]
         else:
             x += facing * host_scale * 0.27
             y += height * 0.03
-    pen = Pen(draw, x, y, scale, facing)
-    main = PAINT[thing.color]
-    pen.x = _inside(x, width, scale, thing.kind)
-    DRAW[thing.kind](pen, main, PAINT[thing.trim] if thing.trim else None, thing)
+        x = _inside(x, width, scale, thing.kind)
+    DRAW[thing.kind](Pen(draw, x, y, scale, facing), PAINT[thing.color], PAINT[thing.trim] if thing.trim else None, thing)
+
+
+def _position(thing, width, height, jitter):
+    """(x, y, height) in pixels of a thing on the ground."""
+    dx, dy, _, stretch = jitter[thing.layer, thing.column]
+    scale = min(width, height) * SCALE[thing.size] * HEIGHT_OF.get(thing.kind, 1.0) * stretch
+    return _inside(width * ((1 + 2 * thing.column) / 6 + dx), width, scale, thing.kind), height * (0.86 + dy), scale
 
 
 def _inside(x, width, scale, kind):
@@ -84,25 +84,24 @@ class Pen:
         (x0, y0), (x1, y1) = self.at((left, bottom)), self.at((right, top))
         return (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
 
+    def outlined(self, fill):
+        return {"fill": fill, "outline": shade(fill, 0.55), "width": self.line_width}
+
     def polygon(self, points, fill):
-        self.draw.polygon([self.at(point) for point in points], fill=fill, outline=shade(fill, 0.55),
-                          width=self.line_width)
+        self.draw.polygon([self.at(point) for point in points], **self.outlined(fill))
 
     def oval(self, left, bottom, right, top, fill):
-        self.draw.ellipse(self.box(left, bottom, right, top), fill=fill, outline=shade(fill, 0.55),
-                          width=self.line_width)
+        self.draw.ellipse(self.box(left, bottom, right, top), **self.outlined(fill))
 
     def block(self, left, bottom, right, top, fill, radius=0.0):
-        self.draw.rounded_rectangle(self.box(left, bottom, right, top), radius * self.scale, fill=fill,
-                                    outline=shade(fill, 0.55), width=self.line_width)
+        self.draw.rounded_rectangle(self.box(left, bottom, right, top), radius * self.scale, **self.outlined(fill))
 
     def line(self, points, fill=INK, width=1.0):
         self.draw.line([self.at(point) for point in points], fill=fill, width=round(self.line_width * width),
                        joint="curve")
 
     def pie(self, left, bottom, right, top, start, end, fill):
-        self.draw.pieslice(self.box(left, bottom, right, top), start, end, fill=fill, outline=shade(fill, 0.55),
-                           width=self.line_width)
+        self.draw.pieslice(self.box(left, bottom, right, top), start, end, **self.outlined(fill))
 
     def dot(self, x, y, radius, fill=INK):
         self.draw.ellipse(self.box(x - radius, y - radius, x + radius, y + radius), fill=fill)
@@ -135,13 +134,12 @@ def _heavens(draw, scene, width, height, horizon, rng):
     if scene.time == "night":
         for _ in range(34 if scene.weather == "clear" else 6):
             sx, sy, size = rng.uniform(0, width), rng.uniform(0, horizon), rng.choice((1, 2, 2, 3))
-            draw.ellipse((sx - size, sy - size, sx + size, sy + size), fill=(255, 250, 215))
+            draw.circle((sx, sy), size, fill=(255, 250, 215))
     if scene.weather == "clear":
         if scene.time == "night":
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(250, 243, 205))
+            draw.circle((x, y), radius, fill=(250, 243, 205))
             for cx, cy, share in ((-0.3, -0.2, 0.22), (0.3, 0.25, 0.16), (0.25, -0.4, 0.12)):
-                cx, cy, r = x + cx * radius, y + cy * radius, share * radius
-                draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(228, 218, 172))
+                draw.circle((x + cx * radius, y + cy * radius), share * radius, fill=(228, 218, 172))
         else:
             if scene.time == "evening":
                 y, radius = horizon - radius * 0.25, radius * 1.35
@@ -150,8 +148,7 @@ def _heavens(draw, scene, width, height, horizon, rng):
                 draw.line((x + 1.25 * radius * math.cos(angle), y + 1.25 * radius * math.sin(angle),
                            x + 1.6 * radius * math.cos(angle), y + 1.6 * radius * math.sin(angle)),
                           fill=(255, 215, 80), width=4)
-            color = (255, 222, 70) if scene.time == "day" else (255, 165, 60)
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+            draw.circle((x, y), radius, fill=(255, 222, 70) if scene.time == "day" else (255, 165, 60))
         if scene.time == "day" and len(free) > 1:
             _cloud(draw, (x + width * 0.35) % width, y * 0.8, radius * 0.7, (255, 255, 255))
         return
@@ -217,7 +214,7 @@ def _precipitation(draw, scene, width, height, rng):
     elif scene.weather == "snowy":
         for _ in range(70):
             x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.choice((3, 4, 5))
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255))
+            draw.circle((x, y), r, fill=(255, 255, 255))
 
 
 def _house(pen, main, trim, thing):
@@ -292,7 +289,7 @@ def _dog_head(pen, x, y, main):
     pen.oval(x - 0.32, y - 0.26, x - 0.1, y + 0.18, shade(main, 0.62))
 
 
-def _animal(pen, main, thing, head):
+def _animal(pen, main, trim, thing, head):
     """A cat or a dog: sitting, sleeping or running. Head and tail differ."""
     tail = [(-0.3, 0.12), (-0.52, 0.2), (-0.56, 0.5)] if thing.kind == "cat" else [(-0.26, 0.2), (-0.5, 0.36)]
     if thing.action == "sitting":
@@ -314,14 +311,6 @@ def _animal(pen, main, thing, head):
             pen.line([(x, 0.3), (foot, 0.04)], shade(main, 0.7), 4)
         pen.oval(-0.54, 0.22, 0.46, 0.58, main)
         head(pen, 0.5, 0.64, main)
-
-
-def _cat(pen, main, trim, thing):
-    _animal(pen, main, thing, _cat_head)
-
-
-def _dog(pen, main, trim, thing):
-    _animal(pen, main, thing, _dog_head)
 
 
 def _bird(pen, main, trim, thing):
@@ -385,5 +374,6 @@ def _flower(pen, main, trim, thing):
     pen.dot(0, 0.7, 0.13, (235, 180, 40))
 
 
-DRAW = {"house": _house, "tree": _tree, "car": _car, "boat": _boat, "umbrella": _umbrella, "cat": _cat, "dog": _dog,
-        "bird": _bird, "kite": _kite, "balloon": _balloon, "ball": _ball, "flower": _flower}
+DRAW = {"house": _house, "tree": _tree, "car": _car, "boat": _boat, "umbrella": _umbrella,
+        "cat": partial(_animal, head=_cat_head), "dog": partial(_animal, head=_dog_head), "bird": _bird,
+        "kite": _kite, "balloon": _balloon, "ball": _ball, "flower": _flower}

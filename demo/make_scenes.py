@@ -8,12 +8,11 @@ import json
 import random
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 
@@ -36,7 +35,7 @@ class Config:
     num_scenes: int = 6000
     """number of images, each with about five questions"""
     workers: int = 2
-    """processes that draw; 1 = only the main process"""
+    """processes that draw"""
     seed: int = 42
     """another seed gives other scenes, questions and answers"""
 
@@ -65,29 +64,23 @@ def banned_descriptions(seed, image_ids):
     return frozenset(banned)
 
 
-def make_image(image_id, seed, image_dir, banned=frozenset()):
+def make_image(image_id, seed, image_dir, banned):
     """Draw and save one scene. Returns its questions, as `questions.ask` gives them."""
     scene, rng = demo_scene(seed, image_id, banned)
     draw_scene(scene).save(image_dir / f"COCO_{SUBSET}_{image_id:012d}.jpg", "JPEG", quality=JPEG_QUALITY)
     return ask(scene, rng)
 
 
-def official_entries(image_id, asked):
-    """The entries of one image in VQA v2's questions file and annotations file: two lists of dicts."""
-    questions, annotations = [], []
-    for number, item in enumerate(asked):
-        question_id, answers = image_id * 1000 + number, item["answers"]
-        counts = Counter(answers)
-        usual = min(counts, key=lambda text: (-counts[text], text))
-        kind = "yes/no" if usual in ("yes", "no") else "number" if usual.isdigit() else "other"
-        questions.append({"image_id": image_id, "question": item["question"], "question_id": question_id})
-        annotations.append({
-            "question_type": item["question_type"], "multiple_choice_answer": usual,
-            "answers": [{"answer": text, "answer_id": index,
-                         "answer_confidence": "yes" if counts[text] > 1 else "maybe"}
-                        for index, text in enumerate(answers, start=1)],
-            "image_id": image_id, "answer_type": kind, "question_id": question_id})
-    return questions, annotations
+def official_entries(image_id, question_id, item):
+    """The entries of one question in VQA v2's questions file and annotations file."""
+    counts = Counter(item["answers"])
+    usual = min(counts, key=lambda text: (-counts[text], text))
+    answers = [{"answer": text, "answer_id": number, "answer_confidence": "yes" if counts[text] > 1 else "maybe"}
+               for number, text in enumerate(item["answers"], start=1)]
+    kind = "yes/no" if usual in ("yes", "no") else "number" if usual.isdigit() else "other"
+    return ({"image_id": image_id, "question": item["question"], "question_id": question_id},
+            {"question_type": item["question_type"], "multiple_choice_answer": usual, "answers": answers,
+             "image_id": image_id, "answer_type": kind, "question_id": question_id})
 
 
 def main(cfg):
@@ -100,39 +93,25 @@ def main(cfg):
     image_ids = range(1, cfg.num_scenes + 1)
     banned = banned_descriptions(cfg.seed, image_ids)
     draw = partial(make_image, seed=cfg.seed, image_dir=image_dir, banned=banned)
-    asked = draw_all(draw, image_ids, cfg.workers, "scenes")
+    asked = process_map(draw, image_ids, max_workers=cfg.workers, chunksize=32, desc="scenes", unit=" scenes")
     print(f"{len(banned)} scenes were replaced: their mirror image was in the pretraining set")
-    questions, annotations = [], []
-    for image_id, items in zip(image_ids, asked, strict=True):
-        for total, part in zip((questions, annotations), official_entries(image_id, items), strict=True):
-            total.extend(part)
+    entries = [official_entries(image_id, 1000 * image_id + number, item)
+               for image_id, items in zip(image_ids, asked, strict=True) for number, item in enumerate(items)]
+    questions, annotations = zip(*entries, strict=True)
     head = {"info": {"description": "Cartoon scenes for a demonstration; not VQA v2", "version": "1.0"},
             "license": LICENSE, "data_subtype": SUBSET, "data_type": "mscoco"}
     write_compact(folder / f"v2_OpenEnded_mscoco_{SUBSET}_questions.json",
                   head | {"task_type": "Open-Ended", "questions": questions})
     write_compact(folder / f"v2_mscoco_{SUBSET}_annotations.json", head | {"annotations": annotations})
-    report(folder, asked)
-
-
-def draw_all(make, numbers, workers, name):
-    """`[make(number) for number in numbers]`, computed by `workers` processes, with a progress bar."""
-    if workers == 1:
-        return [make(number) for number in tqdm(numbers, desc=name, unit="scene")]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(make, numbers, chunksize=32), total=len(numbers), desc=name, unit="scene"))
+    kinds = Counter(item["kind"] for items in asked for item in items)
+    print(f"{len(asked)} images and {kinds.total()} questions with ten answers each in {folder}")
+    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
 
 
 def write_compact(path, value):
     """Write JSON without indentation, like the official files."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
-
-
-def report(folder, asked):
-    """Print the number of images, and of questions of each kind."""
-    kinds = Counter(item["kind"] for items in asked for item in items)
-    print(f"{len(asked)} images and {kinds.total()} questions with ten answers each in {folder}")
-    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from demo.world import ANIMALS, COLUMNS, KINDS, LANDMARKS, change_one_fact
 
+ON = {"house": "on the roof of", "car": "on top of"}  # all other hosts: under
 LAND_NOUN = {"meadow": "grass", "beach": "sand", "snowfield": "snow", "street": "street"}
 # as in VQA v2, the type of a question is the longest of these prefixes that it starts with
 QUESTION_TYPES = (
@@ -117,7 +118,7 @@ def _spot(scene, thing):
     side = "in the middle" if thing.column == 1 else f"on the {COLUMNS[thing.column]} side"
     if thing.layer in ("on", "under"):
         host = scene.host_of(thing)
-        return {"house": "on the roof of", "car": "on top of"}.get(host.kind, "under"), host, side
+        return ON.get(host.kind, "under"), host, side
     if thing.layer == "sky":
         below = [other for other in scene.grounded() if other.column == thing.column]
         return "high above", below[0] if below else None, "up in the sky"
@@ -163,7 +164,7 @@ def _doing(scene, animal):
 
 
 def _visitor(host, visitor):
-    preposition = "on the roof of" if host.kind == "house" else "on top of" if host.kind == "car" else "under"
+    preposition = ON.get(host.kind, "under")
     return Question("visitor", f"visitor {host.kind}",
                     (f"What is {preposition} the {host.kind}?", f"What can be seen {preposition} the {host.kind}?"),
                     ((a(visitor.color, visitor.kind), 70), (a("small", visitor.color, visitor.kind), 10),

@@ -1,4 +1,4 @@
-"""HTTP: a session that retries requests, and fetch(), which returns one whole body or says why it cannot.
+"""HTTP: a session that retries requests, and download_body(), which returns one complete body or raises the reason.
 
 requests reads the proxies from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and a certificate bundle from REQUESTS_CA_BUNDLE.
 """
@@ -16,7 +16,7 @@ TIMEOUTS = (5, 15)  # seconds to connect, and to wait for the next bytes
 NUM_RETRIES = 5  # of a request that got no usable answer
 BACKOFF = 0.5  # seconds: the retries wait for 0, 1, 2, 4 and 8 s
 MAX_RETRY_AFTER = 60  # seconds: the longest wait that a Retry-After header can ask for
-RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be gone at the next request
+RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses worth a retry
 MAX_REDIRECTS = 5
 BODY_TRIES = 3  # for a body that breaks off or fails its check
 CHUNK = 1 << 16  # bytes
@@ -62,17 +62,17 @@ def check_address(flag, url):
         raise ValueError(f"{flag} '{url}' is not an address: write http:// or https:// and a host name")
 
 
-def fetch(session, url, max_bytes, max_seconds, check):
-    """Return the body of `url` (bytes) once `check(body)` raises no ValueError; try BODY_TRIES times.
+def download_body(session, url, max_bytes, max_seconds, check, bar=None):
+    """The body of `url` (bytes) for which `check(body)` raises no ValueError, in at most BODY_TRIES tries.
 
-    Raises Unavailable if the server does not answer, and ValueError for another status than 200 and for a body that
-    breaks off, fails the check, has more than `max_bytes`, or is not complete after `max_seconds` in all.
+    `bar`: a tqdm that counts the bytes. Raises Unavailable if the server does not answer, and ValueError for another status
+    than 200 and for a body that breaks off, fails the check, is longer than `max_bytes`, or takes more than `max_seconds`.
     """
     deadline = time.monotonic() + max_seconds
     for num_tries in range(1, BODY_TRIES + 1):
         with request(session, url) as response:
             try:
-                body = read_body(response, max_bytes, deadline)
+                body = read_body(response, max_bytes, deadline, bar)
                 check(body)
                 return body
             except NETWORK_ERRORS as error:
@@ -97,11 +97,15 @@ def request(session, url):
     return response
 
 
-def read_body(response, max_bytes, deadline):
+def read_body(response, max_bytes, deadline, bar):
     """The body, at most `max_bytes` long, read before `deadline` (monotonic seconds)."""
     body = bytearray()
+    if bar is not None:
+        bar.reset(response.raw.length_remaining)  # Content-Length, or None
     while chunk := response.raw.read1(CHUNK, decode_content=False):  # read1 does not wait until CHUNK bytes are there
         body += chunk
+        if bar is not None:
+            bar.update(len(chunk))
         if len(body) > max_bytes:
             raise ValueError(f"more than {max_bytes:,} bytes came")
         if time.monotonic() > deadline:

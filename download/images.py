@@ -1,4 +1,4 @@
-"""The images of the kept rows: downloaded, or linked from a local folder. Every image is decoded in full before it counts.
+"""The images of the kept rows: downloaded, or linked from a local folder. Only images that can be decoded are accepted.
 
 Writes images/, manifest.csv (size and sha256 of each image, so that the next run need not decode it again) and, if
 images are missing, missing.csv (name and reason).
@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from common.files import atomic_write, remove_temporaries
 from common.images import UNREADABLE, keep_memory, open_image
-from download.http import Unavailable, fetch, open_session
+from download.http import Unavailable, download_body, open_session
 
 MAX_IMAGE_BYTES = 1 << 25  # COCO's largest image has about 1 MB
 MAX_SECONDS = 120  # for the body of one image, all tries together
-MAX_IDLE_SECONDS = 600  # without any finished image: the rest is given up
-MAX_LOST_SHARE = 0.01  # of the needed images; with more missing, the data set is not the one that was asked for
-MAX_OUTAGES = 3  # images in a row for which the server was unavailable: the rest is given up
-NUM_NAMED = 5  # lost images that a message names
+MAX_IDLE_SECONDS = 600  # without any finished image: the remaining images are not tried
+MAX_MISSING_SHARE = 0.01  # of the needed images; with more missing, the data set is not the one that was asked for
+MAX_OUTAGES = 3  # images in a row for which the server was unavailable: the remaining images are not tried
+NUM_NAMED = 5  # failed images that a message names
 MANIFEST_HEADER = "name,bytes,sha256,status\n"
 MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)$", re.MULTILINE)
 
@@ -34,45 +34,46 @@ MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)
 def collect_images(names, output_dir, subset, image_dir, image_url, workers):
     """Put the images `names` into output_dir/images: links to `image_dir`, or downloads if that is None.
 
-    Returns the set of missing names. They are counted, the first are printed, and missing.csv lists all with reasons.
-    Raises ValueError if more than MAX_LOST_SHARE are missing; a download stops as soon as that is certain.
+    Returns the set of missing names. missing.csv lists them with reasons; their number and examples are printed.
+    Raises ValueError if more than MAX_MISSING_SHARE are missing; a download stops as soon as that is certain.
     """
     folder = output_dir / "images"
     folder.mkdir(exist_ok=True)
     remove_temporaries(folder)
     keep_memory()
     known = read_manifest(output_dir / "manifest.csv")
-    max_lost = MAX_LOST_SHARE * len(names)
+    max_missing = MAX_MISSING_SHARE * len(names)
     if image_dir is not None:
-        whole, lost = for_all("linking", names, partial(link_image, Path(image_dir), subset, known, folder), workers)
+        link = partial(link_image, Path(image_dir), subset, known, folder)
+        complete, failed = run_in_threads("linking", names, link, workers)
     else:
         present = [name for name in names if (folder / name).exists()]
-        whole, _ = for_all("checking", present, partial(check_file, known, folder), workers)
-        absent = [name for name in names if name not in whole]
-        place = partial(download_image, open_session(workers), f"{image_url.rstrip('/')}/{subset}", folder)
-        fetched, lost = for_all("fetching", absent, place, workers, max_lost)
-        whole |= fetched
+        complete, _ = run_in_threads("checking", present, partial(check_file, known, folder), workers)
+        needed = [name for name in names if name not in complete]
+        download = partial(download_image, open_session(workers), f"{image_url.rstrip('/')}/{subset}", folder)
+        downloaded, failed = run_in_threads("downloading", needed, download, workers, max_missing)
+        complete |= downloaded
     os.sync()  # the images are on the disk before metadata.csv names them
-    missing = {name: lost.get(name, "not tried") for name in names if name not in whole}
-    write_manifest(output_dir / "manifest.csv", known | whole, missing)
+    missing = {name: failed.get(name, "not tried") for name in names if name not in complete}
+    write_manifest(output_dir / "manifest.csv", known | complete, missing)
     write_missing(output_dir / "missing.csv", missing)
     if missing:
-        examples = ", ".join(f"{name} {reason}" for name, reason in sorted(lost.items())[:NUM_NAMED])
+        examples = ", ".join(f"{name} {reason}" for name, reason in sorted(failed.items())[:NUM_NAMED])
         message = (f"{len(missing)} of {len(names)} images are missing, for example {examples}; "
                    f"the whole list is in {output_dir / 'missing.csv'}")
-        if len(missing) > max_lost:
+        if len(missing) > max_missing:
             remedy = (f"check --image-dir {image_dir}" if image_dir is not None else
-                      f"check --image-url {image_url} and run again: the images that arrived are kept")
-            raise ValueError(f"{message}; at most {MAX_LOST_SHARE:.0%} may be missing: {remedy}")
+                      f"check --image-url {image_url} and run again: the downloaded images are kept")
+            raise ValueError(f"{message}; at most {MAX_MISSING_SHARE:.0%} may be missing: {remedy}")
         print(message)
     return set(missing)
 
 
-def for_all(action, names, function, workers, max_lost=None):
+def run_in_threads(action, names, function, workers, max_failed=None):
     """Call `function(name)` in threads with a progress bar; returns ({name: result}, {name: reason of its ValueError}).
 
-    A result begins with the size in bytes. With `max_lost` the rest is given up once more names failed, or once the
-    server was unavailable MAX_OUTAGES times in a row. If no call ends for MAX_IDLE_SECONDS, the rest is given up too.
+    A result begins with the size in bytes. With `max_failed`, no further image is tried once more have failed, or once
+    the server was unavailable MAX_OUTAGES times in a row. Without any result for MAX_IDLE_SECONDS, all remaining ones fail.
     """
     def call(name):
         try:
@@ -82,35 +83,34 @@ def for_all(action, names, function, workers, max_lost=None):
 
     if not names:
         return {}, {}
-    done, lost, num_bytes, num_outages = {}, {}, 0, 0
+    done, failed, num_bytes, num_outages = {}, {}, 0, 0
     # The threads are daemons and are not joined: Ctrl-C does not wait for a request or for a pause before a retry.
     with ThreadPool(workers) as pool, tqdm(desc=f"{action} images", total=len(names), unit=" images") as bar:
         results = pool.imap_unordered(call, names)
         try:
-            while len(done) + len(lost) < len(names):
+            for _ in names:
                 name, result = results.next(MAX_IDLE_SECONDS)
                 num_outages = num_outages + 1 if isinstance(result, Unavailable) else 0
                 if isinstance(result, ValueError):
-                    lost[name] = str(result)
+                    failed[name] = str(result)
                 else:
                     done[name] = result
                     num_bytes += result[0]
-                if max_lost is not None and (len(lost) > max_lost or num_outages == MAX_OUTAGES):
+                if max_failed is not None and (len(failed) > max_failed or num_outages == MAX_OUTAGES):
                     break
                 bar.set_postfix_str(f"{num_bytes / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.1f} MB/s", refresh=False)
                 bar.update()
         except multiprocessing.TimeoutError:
-            lost |= {name: f"no end after {MAX_IDLE_SECONDS} s" for name in names if name not in done and name not in lost}
+            failed |= dict.fromkeys(set(names) - done.keys() - failed.keys(), f"no end after {MAX_IDLE_SECONDS} s")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted after {action} {len(done)} of {len(names)} images: run again to "
                                     "continue") from None
-    return done, lost
+    return done, failed
 
 
 def check_file(known, folder, name):
     """(bytes, sha256) of the image file if it is the one in the manifest or, not being listed there, can be decoded."""
-    body = read_file(folder / name)
-    found = len(body), hashlib.sha256(body).hexdigest()
+    body, found = read_file(folder / name)
     if name not in known:
         check_image(body)
     elif known[name] != found:
@@ -119,8 +119,8 @@ def check_file(known, folder, name):
 
 
 def download_image(session, folder_url, folder, name):
-    """Fetch one image; returns (bytes, sha256). Raises ValueError with the reason."""
-    body = fetch(session, f"{folder_url}/{name}", MAX_IMAGE_BYTES, MAX_SECONDS, check_image)
+    """Download one image; returns (bytes, sha256). Raises ValueError with the reason."""
+    body = download_body(session, f"{folder_url}/{name}", MAX_IMAGE_BYTES, MAX_SECONDS, check_image)
     with atomic_write(folder / name, durable=False) as temporary:
         temporary.write_bytes(body)
     return len(body), hashlib.sha256(body).hexdigest()
@@ -128,9 +128,10 @@ def download_image(session, folder_url, folder, name):
 
 def link_image(image_dir, subset, known, folder, name):
     """Hard-link or copy one image of `image_dir` or its subfolder; returns (bytes, sha256). Raises ValueError."""
-    source = image_dir / name if (image_dir / name).exists() else image_dir / subset / name
-    body, path = read_file(source), folder / name
-    found = len(body), hashlib.sha256(body).hexdigest()
+    path, source = folder / name, image_dir / name
+    if not source.exists():
+        source = image_dir / subset / name
+    body, found = read_file(source)
     if known.get(name) != found:
         check_image(body)
     if not (path.exists() and (path.samefile(source) or path.read_bytes() == body)):
@@ -143,15 +144,16 @@ def link_image(image_dir, subset, known, folder, name):
 
 
 def read_file(path):
-    """The bytes of an image file. Raises ValueError if it cannot be one."""
+    """The bytes of an image file, and (their number, sha256). Raises ValueError if it cannot be an image."""
     if not path.exists():
         raise ValueError("missing")
     if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"not an image file of at most {MAX_IMAGE_BYTES:,} bytes")
     try:
-        return path.read_bytes()
+        body = path.read_bytes()
     except OSError as error:
         raise ValueError(f"unreadable: {error.strerror}") from error
+    return body, (len(body), hashlib.sha256(body).hexdigest())
 
 
 def check_image(body):
@@ -166,10 +168,8 @@ def check_image(body):
 
 def read_manifest(path):
     """{name: (bytes, sha256)} of the images of earlier runs; lines that cannot be read are ignored."""
-    if not path.exists():
-        return {}
-    lines = MANIFEST_LINE.findall(path.read_text(encoding="utf-8", errors="replace"))
-    return {name: (int(size), digest) for name, size, digest in lines}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return {name: (int(size), digest) for name, size, digest in MANIFEST_LINE.findall(text)}
 
 
 def write_manifest(path, known, missing):

@@ -7,12 +7,13 @@ import zlib
 from pathlib import Path
 
 import pooch
+from tqdm import tqdm
 
-from download.http import fetch, open_session
+from download.http import download_body, open_session
 
 JSON_NAMES = {"questions": "v2_OpenEnded_mscoco_{}_questions.json", "annotations": "v2_mscoco_{}_annotations.json"}
 ZIP_NAMES = {"questions": "v2_Questions_{}_mscoco.zip", "annotations": "v2_Annotations_{}_mscoco.zip"}
-SIDES = {"train2014": "Train", "val2014": "Val"}  # the subset as the zips spell it
+SUBSET_NAMES = {"train2014": "Train", "val2014": "Val"}  # the subset as the zips spell it
 SHA256 = {
     "v2_Questions_Train_mscoco.zip": "05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e",
     "v2_Annotations_Train_mscoco.zip": "fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853",
@@ -31,7 +32,7 @@ def find_official(vqa_dir, subset, kind, base_url):
     The path ends in .json, .json.gz or .zip; `json_name` is the member of the zip. Raises ValueError if the file is not
     there and cannot be downloaded. A zip with another sha256 than the published one is not kept.
     """
-    folder, name, zip_name = Path(vqa_dir), JSON_NAMES[kind].format(subset), ZIP_NAMES[kind].format(SIDES[subset])
+    folder, name, zip_name = Path(vqa_dir), JSON_NAMES[kind].format(subset), ZIP_NAMES[kind].format(SUBSET_NAMES[subset])
     for found in (name, f"{name}.gz", zip_name):
         if (folder / found).is_file():
             return folder / found, name
@@ -50,8 +51,8 @@ def find_official(vqa_dir, subset, kind, base_url):
 
 def download_zip(url, output_file, _):
     """The downloader that pooch calls; pooch then compares the sha256 and renames the file."""
-    with open_session(1) as session:
-        body = fetch(session, url, MAX_ZIP_BYTES, MAX_ZIP_SECONDS, check_zip)
+    with open_session(1) as session, tqdm(desc="downloading", unit="B", unit_scale=True) as bar:
+        body = download_body(session, url, MAX_ZIP_BYTES, MAX_ZIP_SECONDS, check_zip, bar)
     Path(output_file).write_bytes(body)
 
 

@@ -5,65 +5,41 @@ Pure functions on arrays. All scores are 0 to 100 unless said otherwise.
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 
 UNIT = "mean sentence BLEU"  # of the values in a verdict
 DRAWS = 2000             # bootstrap draws of each interval
 BINS = 10                # of the calibration
 MIN_TYPE_ROWS = 20       # a type with fewer rows is left out of the tables
-DRAWN_AT_ONCE = 1 << 21  # images drawn per step of the bootstrap: keeps its memory below about 100 MB
 
 
 def bootstrap_mean(values, groups, draws=DRAWS, seed=42):
     """(mean, low, high) of `values`, with the 95 % percentile interval of a bootstrap that draws whole groups.
 
-    values: (n,) or (n, k). All k columns use the same draws, and each result is then (k,). NaN marks a row without
-    that score: it is left out of the mean. groups: n image names. The questions of one image are not independent, so
-    they are drawn together. The mean of a draw is the sum over the drawn images divided by their number of rows.
-    The mean is NaN if no row has a score. One group alone gives no interval: low and high are NaN.
-    Raises ValueError without rows.
+    values: (n,), or (n, k) for k results from the same draws. NaN marks a row without that score: it is left out.
+    groups: n image names. The questions of one image are not independent, so they are drawn together. The mean of a
+    draw is the sum over the drawn images divided by their number of rows. The mean is NaN if no row has a score. One
+    group alone gives no interval: low and high are NaN. Raises ValueError without rows.
     """
     table = np.asarray(values, dtype=np.float64)
     if not len(table):
         raise ValueError("there are no rows to score")
-    flat = table.reshape(len(table), -1)  # (n, k)
-    names, group_of_row = np.unique([str(group) for group in groups], return_inverse=True)
-    scored = ~np.isnan(flat)
-    sums = np.zeros((len(names), 2 * flat.shape[1]))  # per group: k sums, then k numbers of rows
-    np.add.at(sums, group_of_row, np.hstack([np.where(scored, flat, 0.0), scored]))
-    low, high = _percentiles(sums, draws, np.random.default_rng(seed))
-    mean = _ratios(sums.sum(0))
-    if table.ndim == 1:
-        return float(mean[0]), float(low[0]), float(high[0])
-    return mean, low, high
+    by_group = pd.DataFrame(table.reshape(len(table), -1)).groupby(np.asarray(groups))
+    sums = np.hstack([by_group.sum(), by_group.count()])  # (groups, 2k): k sums, then k numbers of rows
+    num_groups, generator = len(sums), np.random.default_rng(seed)
+    # A draw is how often each group was drawn. scipy.stats.bootstrap gives the same intervals and is 6 to 13 times slower.
+    drawn = (np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups) for _ in range(draws))
+    means = _ratios(np.array([times @ sums for times in drawn]))  # (draws, k)
+    if num_groups == 1:
+        means[:] = np.nan
+    low, high = pd.DataFrame(means).quantile([0.025, 0.975]).to_numpy()
+    return tuple(numbers.reshape(table.shape[1:])[()] for numbers in (_ratios(sums.sum(0)), low, high))
 
 
 def _ratios(sums):
     """(..., 2k) sums and counts -> (..., k) means, NaN if the count is zero."""
     total, count = np.split(sums, 2, axis=-1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def _percentiles(sums, draws, generator):
-    """2.5 % and 97.5 % percentiles, (k,) each, of the means over `draws` samples of the groups with replacement.
-
-    scipy.stats.bootstrap gives the same intervals and is 6 to 13 times slower: it copies the rows of every draw. Here
-    a draw is how often each group was drawn, and one matrix product gives the sums of all draws.
-    """
-    num_groups = len(sums)
-    step = max(1, DRAWN_AT_ONCE // num_groups)
-    means = []
-    for start in range(0, draws, step):
-        size = min(step, draws - start)
-        drawn = generator.integers(num_groups, size=(size, num_groups))
-        drawn += num_groups * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * num_groups).reshape(size, num_groups)
-        means.append(_ratios(times.astype(np.float64) @ sums))
-    means = np.concatenate(means)  # (draws, k)
-    low, high = np.full((2, means.shape[1]), np.nan)
-    has_interval = ~np.isnan(means).all(0) & (num_groups > 1)
-    if has_interval.any():
-        low[has_interval], high[has_interval] = np.nanpercentile(means[:, has_interval], (2.5, 97.5), axis=0)
-    return low, high
 
 
 def paired_difference(values_a, values_b, groups):
@@ -92,15 +68,15 @@ def by_type(scores_by_name, types, groups):
     types: n strings; an empty one counts as "unknown". Types with fewer than MIN_TYPE_ROWS rows are in `hidden`.
     """
     types = np.array([kind or "unknown" for kind in types])
-    groups = np.array([str(group) for group in groups])
+    groups = np.asarray(groups)
     table, hidden = {}, {}
     for kind, count in sorted(Counter(types.tolist()).items(), key=lambda item: (-item[1], item[0])):
+        rows = types == kind
         if count < MIN_TYPE_ROWS:
             hidden[kind] = count
-            continue
-        rows = types == kind
-        scores = {name: values[rows] for name, values in scores_by_name.items()}
-        table[kind] = {"n": count, **summarise(scores, groups[rows])}
+        else:
+            scores = {name: values[rows] for name, values in scores_by_name.items()}
+            table[kind] = {"n": count, **summarise(scores, groups[rows])}
     return table, hidden
 
 
@@ -140,16 +116,13 @@ def _way_to_annotator(values, floor, annotator):
 def expected_calibration_error(confidence, correct):
     """(error, table): the mean gap between confidence and accuracy over equal bins, weighted by the rows of each bin.
 
-    confidence: (n,) in 0 to 1; correct: (n,) 0 or 1; the error is 0 to 1 (Guo et al. 2017). table: one {"low", "high",
-    "n", "confidence", "accuracy"} for each bin (low, high] with rows. Raises ValueError outside 0 to 1 or without rows.
+    confidence: (n,) in 0 to 1; correct: (n,) 0 or 1; the error is 0 to 1 (Guo et al. 2017). table: a DataFrame with
+    low, high, n, confidence and accuracy of each bin (low, high] with rows. Raises ValueError outside 0 to 1 or without rows.
     """
     from sklearn.calibration import calibration_curve
     accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins with rows
     edges = np.linspace(0, 1, BINS + 1)
     counts = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=BINS)  # bins as in calibration_curve
-    filled = np.flatnonzero(counts)
-    error = np.average(abs(accuracy - mean_confidence), weights=counts[filled])
-    return float(error), [
-        {"low": float(edges[number]), "high": float(edges[number + 1]), "n": int(counts[number]),
-         "confidence": float(mean), "accuracy": float(share)}
-        for number, mean, share in zip(filled, mean_confidence, accuracy, strict=True)]
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "n": counts})[counts > 0]
+    error = np.average(abs(accuracy - mean_confidence), weights=table["n"])
+    return float(error), table.assign(confidence=mean_confidence, accuracy=accuracy)

@@ -1,6 +1,7 @@
 """Two charts of an evaluation: scores.png, every score between floor and ceiling, and calibration.png. No torch."""
 import textwrap
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, RIGHT, WRONG, new_figure
@@ -50,27 +51,21 @@ def _draw_score(axes, y, bar):
 
 
 def draw_calibration(table, error, path):
-    """Write confidence against accuracy, with the number of answers of each bin below.
-
-    table, error: what `bootstrap.expected_calibration_error` returns.
-    """
+    """Write confidence against accuracy and the answers per bin; arguments as from `expected_calibration_error`."""
     with new_figure(path, 6, 6.4) as figure:
         upper = figure.add_axes((0.13, 0.29, 0.82, 0.54))
         lower = figure.add_axes((0.13, 0.1, 0.82, 0.14))
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for row in table:
-            width = 0.92 * (row["high"] - row["low"])
-            upper.bar(row["low"], row["accuracy"], width, align="edge", color=BAND)
-            upper.plot([row["confidence"]] * 2, [row["accuracy"], row["confidence"]], linewidth=1.6,
-                       color=WRONG if row["confidence"] > row["accuracy"] else RIGHT)
-            lower.bar(row["low"], row["n"], width, align="edge", color=HAIRLINE)
-        upper.plot([row["confidence"] for row in table], [row["accuracy"] for row in table], color=ACCENT,
-                   marker="o", markersize=6, markeredgecolor="white", linewidth=1.6)
-        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+        low, width = table["low"], 0.92 * (table["high"] - table["low"])
+        accuracy, confidence = table["accuracy"], table["confidence"]
+        upper.bar(low, accuracy, width, align="edge", color=BAND)
+        lower.bar(low, table["n"], width, align="edge", color=HAIRLINE)
+        upper.vlines(confidence, accuracy, confidence, colors=np.where(confidence > accuracy, WRONG, RIGHT), linewidth=1.6)
+        upper.plot(confidence, accuracy, color=ACCENT, marker="o", markersize=6, markeredgecolor="white", linewidth=1.6)
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.set(xlim=(0, 1), xlabel="confidence of the answer", ylabel="answers")
         lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        num_answers = sum(row["n"] for row in table)
-        figure.text(0.03, 0.955, "Does confidence mean anything?", size=13, weight="bold", va="center")
-        figure.text(0.03, 0.915, f"expected calibration error {error:.3f} over {num_answers:,} answers", va="center")
-        legend = "dashed: exactly as sure as right    below it, red: too sure    above it, green: too modest"
+        figure.text(0.03, 0.955, "Calibration", size=13, weight="bold", va="center")
+        figure.text(0.03, 0.915, f"expected calibration error {error:.3f} over {table['n'].sum():,} answers", va="center")
+        legend = "dashed: perfectly calibrated    below it, red: over-confident    above it, green: under-confident"
         figure.text(0.03, 0.88, legend, color=MUTED, size=8, va="center")

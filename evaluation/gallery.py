@@ -26,7 +26,7 @@ from evaluation.report import score_bars, table_lines, verdict_sentence
 PARTLY_BLEU = 30.0
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
-IMAGE_WIDTH, PHOTO_HEIGHT, MARGIN = 960, 736, 44  # a 4:3 photo fills the width
+IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN = 960, 736, 44  # a 4:3 image fills the width
 CELL_WIDTH, CELL_GAP = 420, 28
 MAX_ANSWERS_SHOWN, MAX_TEXT = 6, 600
 THUMBNAIL_SIZE, THUMBNAIL_THREADS = 320, 4
@@ -56,13 +56,10 @@ def count_answers(row):
 
 def draw_prediction(row, path):
     """Write one answered question as a PNG: the image; below it question, prediction, confidence and annotations."""
-    photo = _fitted(row["image_file"], IMAGE_WIDTH, PHOTO_HEIGHT)
-    sheet = Image.new("RGB", (IMAGE_WIDTH, photo.height + 1400), PAPER)  # higher than any text needs; cropped below
-    sheet.paste(MAT, (0, 0, IMAGE_WIDTH, photo.height))
-    sheet.paste(photo, ((IMAGE_WIDTH - photo.width) // 2, 0))
-    draw = ImageDraw.Draw(sheet)
+    image = _fitted(row["image_file"], IMAGE_WIDTH, IMAGE_HEIGHT)
+    sheet, draw = _sheet(image, IMAGE_WIDTH, image.height, 1400)
     inner = IMAGE_WIDTH - 2 * MARGIN
-    y = _write(draw, MARGIN, photo.height + 34, row["question"], _font(34, True), INK, inner, 4) + 22
+    y = _write(draw, MARGIN, image.height + 34, row["question"], _font(34, True), INK, inner, 4) + 22
     draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
     middle = MARGIN + int(inner * 0.54)
     left = _draw_model(draw, row, MARGIN, y + 24, middle - MARGIN - 40)
@@ -71,8 +68,16 @@ def draw_prediction(row, path):
         sheet.crop((0, 0, IMAGE_WIDTH, max(left, right) + 36)).save(temporary)
 
 
+def _sheet(image, width, height, room):
+    """(sheet, its ImageDraw): a mat of `width` x `height` with the image in the middle, and `room` for text below it."""
+    sheet = Image.new("RGB", (width, height + room), PAPER)
+    sheet.paste(MAT, (0, 0, width, height))
+    sheet.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return sheet, ImageDraw.Draw(sheet)
+
+
 def _draw_model(draw, row, x, y, width):
-    """The left column: prediction, mark and word, confidence as number and bar. Returns the y below it."""
+    """The left column: prediction, grade, confidence. Returns the y below it."""
     mark, word, colour = GRADES.get(grade(row), ("", "", INK))
     y = _write(draw, x, y, "Model", _font(19), MUTED, width, 1) + 6
     y = _write(draw, x, y, row["prediction"] or "(no words)", _font(36, True), colour, width, 4) + 4
@@ -84,7 +89,7 @@ def _draw_model(draw, row, x, y, width):
 
 
 def _draw_annotations(draw, row, x, y, width):
-    """The right column: the annotations, each with its count and its share as a bar. Returns the y below it."""
+    """The right column: the annotations with their counts and shares. Returns the y below it."""
     answers = count_answers(row)
     total = sum(n for _, n in answers)
     title = f"{total} annotators" if total > 1 else "One annotator" if total else "No annotations"
@@ -122,18 +127,14 @@ def draw_overview(rows, path, columns=4):
 def _draw_cell(row):
     """One cell of the overview, as high as its words need."""
     box = CELL_WIDTH * 3 // 4
-    photo = _fitted(row["image_file"], CELL_WIDTH, box)
-    cell = Image.new("RGB", (CELL_WIDTH, box + 420), PAPER)
-    cell.paste(MAT, (0, 0, CELL_WIDTH, box))
-    cell.paste(photo, ((CELL_WIDTH - photo.width) // 2, (box - photo.height) // 2))
-    draw = ImageDraw.Draw(cell)
+    cell, draw = _sheet(_fitted(row["image_file"], CELL_WIDTH, box), CELL_WIDTH, box, 420)
     mark, word, colour = GRADES.get(grade(row), ("", "", INK))
     y = _write(draw, 0, box + 14, row["question"], _font(22), INK, CELL_WIDTH, 3) + 6
     prediction = f"{mark} {row['prediction'] or '(no words)'}".strip()
     y = _write(draw, 0, y, prediction, _font(24, True), colour, CELL_WIDTH, 2)
     if word != "right" and row["answer"]:
         y = _write(draw, 0, y, f"label: {row['answer']}", _font(20), INK, CELL_WIDTH, 2)
-    notes = f"{word} · confidence {row['confidence']:.2f}" if word else f"confidence {row['confidence']:.2f}"
+    notes = f"{word} · " * bool(word) + f"confidence {row['confidence']:.2f}"
     return cell.crop((0, 0, CELL_WIDTH, _write(draw, 0, y + 2, notes, _font(18), MUTED, CELL_WIDTH, 1) + 8))
 
 
@@ -189,8 +190,7 @@ def _draw_bar(draw, box, share, colour):
 def write_gallery(rows, metrics, results_dir):
     """Write index.html and thumbnails/*.jpg (one for each image_path) into `results_dir`.
 
-    metrics: the content of the metrics file, or None without labels: then the page shows no scores and no filter by
-    grade.
+    metrics: the content of the metrics file, or None without labels: then the page shows no scores.
     """
     results_dir = Path(results_dir)
     thumbnails = _write_thumbnails({row["image_path"]: row["image_file"] for row in rows}, results_dir / "thumbnails")
@@ -201,7 +201,8 @@ def write_gallery(rows, metrics, results_dir):
         page = {"scores": score_bars(metrics), "verdict": verdict_sentence(metrics),
                 "table": _values(metrics, table_lines(metrics)), "types": _values(metrics, types),
                 "about": {name: metrics[name] for name in ("checkpoint", "split", "signature")}}
-    page |= {"num_images": len(thumbnails), "partly_bleu": PARTLY_BLEU, "rows": [
+    grades = {name: (mark, word) for name, (mark, word, _) in GRADES.items()}
+    page |= {"num_images": len(thumbnails), "partly_bleu": PARTLY_BLEU, "grades": grades, "rows": [
         {name: row[name] for name in PAGE_FIELDS} | {"thumbnail": f"thumbnails/{thumbnails[row['image_path']]}",
                                                      "answers": count_answers(row), "grade": grade(row)} for row in rows]}
     template = TEMPLATE.read_text(encoding="utf-8")
@@ -221,16 +222,13 @@ def _values(metrics, lines):
 def embed_json(value):
     """`value` as JSON that is safe inside an HTML script element: ASCII only, no `<`, `>` or `&`. NaN raises ValueError."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return text.translate({ord(character): f"\\u{ord(character):04x}" for character in "<>&"})
 
 
 def _write_thumbnails(images, folder):
     """Write one JPEG for each entry of `images` (image_path -> file); returns image_path -> file name.
 
-    The names are hashes, because an image_path may hold any character. Thumbnails of an earlier run are deleted if no
-    row shows them.
+    The names are hashes, because an image_path may hold any character. Other thumbnails, of an earlier run, are deleted.
     """
     names = {image_path: hashlib.sha256(image_path.encode("utf-8", "surrogatepass")).hexdigest()[:16] + ".jpg"
              for image_path in images}
@@ -242,8 +240,7 @@ def _write_thumbnails(images, folder):
 
     with ThreadPoolExecutor(THUMBNAIL_THREADS) as threads:
         list(tqdm(threads.map(write, images), total=len(images), desc="thumbnails", unit="image"))
-    shown = set(names.values())
-    for old in list(folder.glob("*.jpg")):
-        if re.fullmatch(r"[0-9a-f]{16}\.jpg", old.name) and old.name not in shown:
+    for old in set(folder.glob("*.jpg")) - {folder / name for name in names.values()}:
+        if re.fullmatch(r"[0-9a-f]{16}\.jpg", old.name):
             old.unlink()
     return names

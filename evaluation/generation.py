@@ -6,9 +6,9 @@ import torch
 from tqdm import tqdm
 
 from common.device import compute_in_slices, slices_of
-from common.images import UNREADABLE, open_image
+from common.images import UNREADABLE
+from features.pixels import decode_image
 from features.store import tokenize_questions
-from vocab import UNK
 
 
 @dataclass
@@ -52,46 +52,17 @@ def answer_image(trained, image, question, precision, beam_size=1):
     """
     model, encoders = trained.model, trained.encoders
     try:
-        resized = encoders.image.resize(open_image(image))
+        pixels = torch.tensor(decode_image(image, encoders.image.resize)).unsqueeze(0)  # (1, 3, S, S)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--image {image}: no such file") from error
     except UNREADABLE as error:
         raise ValueError(f"--image {image} cannot be read as an image: {error}") from error
-    pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(1, resized.height, resized.width, 3)
     input_ids, _ = tokenize_questions(encoders.question.tokenizer, [question], model.config.question_max_len)
-    input_ids, pixels = input_ids.to(precision.device), pixels.permute(0, 3, 1, 2).to(precision.device)
+    input_ids, row = input_ids.to(precision.device), torch.zeros(1, dtype=torch.long, device=precision.device)
     mask = torch.ones_like(input_ids, dtype=torch.bool)
-    row = torch.zeros(1, dtype=torch.long, device=precision.device)
     with precision.autocast():
-        batch = {"image_states": model.encode_image_frozen(encoders.image.normalize(pixels)), "image_row": row,
-                 "question_states": model.encode_question_frozen(input_ids, mask), "question_row": row,
+        image_states = model.encode_image_frozen(encoders.image.normalize(pixels.to(precision.device)))
+        question_states = model.encode_question_frozen(input_ids, mask)
+        batch = {"image_states": image_states, "image_row": row, "question_states": question_states, "question_row": row,
                  "attention_mask": mask}
         return make_answers(trained.vocab, *model.generate(batch, beam_size))[0]
-
-
-def validation_scores(texts, labels):
-    """Mean sentence BLEU and exact match (0 to 100) of the validation answers, as columns of the training log."""
-    from evaluation.metrics import exact_match, sentence_bleu
-    pairs = list(zip(texts, labels, strict=True))
-    return {"val_bleu": round(sum(sentence_bleu(*pair) for pair in pairs) / len(pairs), 3),
-            "val_exact_match": round(sum(exact_match(*pair) for pair in pairs) / len(pairs), 3)}
-
-
-def exchanged_images(dataset, seed):
-    """(N,) image index that shows every row a wrong image; None if there is only one image.
-
-    The distinct images are put in a random circle, and each row gets the image that follows its own.
-    """
-    images = dataset.image_index.unique()                                # (distinct images,), sorted
-    if len(images) < 2:
-        return None
-    circle = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
-    following = torch.empty(int(images.max()) + 1, dtype=torch.long)
-    following[circle] = circle.roll(-1)
-    return following[dataset.image_index]
-
-
-def spelled_labels(labels, vocab, answer_max_len):
-    """The labels as the model could write them at best: known words only, truncated to the answer length."""
-    encoded = (vocab.encode(label, answer_max_len) for label in labels)
-    return [vocab.decode(index for index in ids if index != UNK) for ids in encoded]

@@ -7,7 +7,7 @@ References are always the original strings, never decoded from a vocabulary. No 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
@@ -38,21 +38,11 @@ VQA_CONTRACTIONS = {word[:at] + word[at + 1:]: word for word in VQA_CONTRACTED
 def sentence_bleu(prediction, references, max_order=4):
     """Sentence BLEU of sacrebleu, 0 to 100: 13a tokens, lower case, effective order, exponential smoothing.
 
-    references: list of str, or one str. With several references an n-gram may match any of them. max_order: 1, 2 or 4.
-    A reference must never contain `<unk>`: sacrebleu splits it into three tokens, which an answer could match.
-    Raises ValueError without a reference.
+    references: list of str, or one str. With several references an n-gram may match any of them. max_order: the longest
+    n-grams, 1, 2 or 4. A reference must never contain `<unk>`: sacrebleu splits it into three tokens, which an answer
+    could match. Raises ValueError without a reference.
     """
     return _sentence_score(BLEU_METRICS[max_order], prediction, _as_tuple(references))
-
-
-def bleu_1(prediction, references):
-    """Sentence BLEU of single words with brevity penalty, 0 to 100."""
-    return sentence_bleu(prediction, references, max_order=1)
-
-
-def bleu_2(prediction, references):
-    """Sentence BLEU of words and word pairs, 0 to 100."""
-    return sentence_bleu(prediction, references, max_order=2)
 
 
 def chrf(prediction, references):
@@ -82,34 +72,29 @@ def signature():
     return str(BLEU_METRICS[4].get_signature())
 
 
-def exact_match(prediction, answer):
+def exact_match(prediction, label):
     """100 if both are equal in lower case with white space collapsed, else 0."""
-    return 100.0 * (prediction.lower().split() == answer.lower().split())
+    return 100.0 * (prediction.lower().split() == label.lower().split())
 
 
 def vqa_accuracy(prediction, annotations):
     """Official VQA accuracy of one answer, 0 to 100. annotations: the answers of all annotators (list of str).
 
-    For each annotator: min(1, matches among the other annotators / 3). The accuracy is the mean of these. With two or
-    three annotators it is min(1, matches / (n - 1)), with one the equality of the normalised answers.
-    With two or more annotators, answers are normalised only if the annotators disagree. So "NO" scores 0 if all wrote
-    "no". This is the rule of the official evaluator. Raises ValueError without annotations.
+    The mean over all n annotators of min(1, matches among the other n - 1 annotators / 3). With two or three annotators
+    it is min(1, matches / (n - 1)), with one the equality of the normalised answers. With two or more, answers are
+    normalised only if the annotators disagree, as in the official evaluator: "NO" scores 0 if all wrote "no".
+    Raises ValueError without annotations.
     """
     if not annotations:
         raise ValueError("VQA accuracy needs at least one annotation")
-    total = len(annotations)
-    prediction, annotations = _one_line(prediction), [_one_line(text) for text in annotations]
-    if total == 1 or len(set(annotations)) > 1:
-        prediction, annotations = normalise_answer(prediction), [normalise_answer(text) for text in annotations]
-    matches = annotations.count(prediction)
-    if total <= 3:
-        return 100.0 * min(1, matches / max(1, total - 1))
-    matching, others = min(1, (matches - 1) / 3), min(1, matches / 3)  # seen from a matching annotator, from another one
-    return 100.0 * (matches * matching + (total - matches) * others) / total
-
-
-def _one_line(text):
-    return text.replace("\n", " ").replace("\t", " ").strip()
+    prediction, *annotations = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *annotations))
+    if len(annotations) == 1 or len(set(annotations)) > 1:
+        prediction, *annotations = map(normalise_answer, (prediction, *annotations))
+    n, matches = len(annotations), annotations.count(prediction)
+    if n <= 3:
+        return 100.0 * min(1, matches / max(1, n - 1))
+    # each of the m matching annotators leaves m - 1 matches among the others, each other annotator leaves m
+    return 100.0 * (matches * min(1, (matches - 1) / 3) + (n - matches) * min(1, matches / 3)) / n
 
 
 @lru_cache(maxsize=1 << 16)
@@ -132,8 +117,6 @@ def normalise_answer(text):
 
 @dataclass(frozen=True)
 class Metric:
-    """One line of METRICS."""
-
     name: str        # key in the metrics file
     head: str        # column head of the printed table
     label: str       # in scores.png and in the gallery
@@ -144,30 +127,34 @@ class Metric:
 METRICS = (  # the first one is the headline
     Metric("mean_sentence_bleu", "BLEU", "Mean sentence BLEU", "label", sentence_bleu),
     Metric("multi_reference_bleu", "multi-ref", "Multi-reference BLEU", "annotations", sentence_bleu),
-    Metric("bleu_1", "BLEU-1", "BLEU-1", "label", bleu_1),
-    Metric("bleu_2", "BLEU-2", "BLEU-2", "label", bleu_2),
+    Metric("bleu_1", "BLEU-1", "BLEU-1", "label", partial(sentence_bleu, max_order=1)),
+    Metric("bleu_2", "BLEU-2", "BLEU-2", "label", partial(sentence_bleu, max_order=2)),
     Metric("chrf", "chrF", "chrF", "label", chrf),
     Metric("exact_match", "exact", "Exact match", "label", exact_match),
     Metric("vqa_accuracy", "VQA acc.", "VQA accuracy", "annotations", vqa_accuracy),
 )
 HEADLINE = METRICS[0].name
+# {column of the results CSV: metric}
+SCORE_COLUMNS = {"sentence_bleu": "mean_sentence_bleu", "exact_match": "exact_match", "vqa_accuracy": "vqa_accuracy"}
 
 
-def score_row(prediction, answer, annotations):
-    """{NAME: score} of one prediction. `answer` is the label; without annotations it is the only one."""
-    reference = {"label": answer, "annotations": annotations or [answer]}
+def score_row(prediction, label, annotations):
+    """{NAME: score} of one prediction. Without annotations the label is the only one."""
+    reference = {"label": label, "annotations": annotations or [label]}
     return {metric.name: metric.score(prediction, reference[metric.against]) for metric in METRICS}
 
 
-def score_rows(predictions, answers, annotations):
+def score_rows(predictions, labels, annotations):
     """{NAME: (n,) float64}: `score_row` of n rows. Raises ValueError if the lengths differ."""
-    if not len(predictions) == len(answers) == len(annotations):
-        raise ValueError(f"{len(predictions)} predictions, {len(answers)} answers and {len(annotations)} lists of "
-                         "annotations do not belong to the same rows")
-    rows = [score_row(*row) for row in zip(predictions, answers, annotations, strict=True)]
-    return as_columns(rows)
+    return as_columns([score_row(*row) for row in zip(predictions, labels, annotations, strict=True)])
 
 
 def as_columns(rows):
     """[{NAME: score}] of n rows -> {NAME: (n,) float64}."""
     return {metric.name: np.array([row[metric.name] for row in rows], dtype=np.float64) for metric in METRICS}
+
+
+def validation_scores(texts, labels):
+    """Mean sentence BLEU and exact match (0 to 100) of the validation answers, as columns of the training log."""
+    return {f"val_{name}": round(sum(map(score, texts, labels)) / len(texts), 3)
+            for name, score in (("bleu", sentence_bleu), ("exact_match", exact_match))}

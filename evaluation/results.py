@@ -8,8 +8,11 @@ import pandas as pd
 import torch
 
 from common.files import atomic_write
+from evaluation.bootstrap import expected_calibration_error
+from evaluation.charts import draw_calibration, draw_scores
+from evaluation.gallery import draw_overview, draw_prediction, write_gallery
+from evaluation.metrics import SCORE_COLUMNS
 
-SCORE_COLUMNS = {"sentence_bleu": "mean_sentence_bleu", "exact_match": "exact_match", "vqa_accuracy": "vqa_accuracy"}
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
            "question_type", "answer_type")
 
@@ -18,9 +21,8 @@ def result_rows(rows, answers, folder, scores=None):
     """The finished rows that CSV, gallery and charts read: a list of dicts, one per question.
 
     rows: list of dicts of the data set, whose image_path is relative to `folder`. answers: list of
-    `generation.Answer`. scores: {NAME: (n,)}, or None without labels. Added to each row: prediction, confidence
-    (0 to 1), gate (mean share of the image, 0 to 1, or None), image_file (Path), and sentence_bleu, exact_match and
-    vqa_accuracy (0 to 100, or None).
+    `generation.Answer`. scores: {NAME: (n,)}, or None without labels. Added to each row: prediction, confidence, gate,
+    image_file (Path), and sentence_bleu, exact_match and vqa_accuracy (0 to 100, or None).
     """
     return [{**row, "prediction": answer.text, "confidence": answer.confidence, "gate": answer.gate,
              "image_file": Path(folder) / row["image_path"],
@@ -28,17 +30,15 @@ def result_rows(rows, answers, folder, scores=None):
             for number, (row, answer) in enumerate(zip(rows, answers, strict=True))]
 
 
-def write_results(rows, path):
+def write_csv(rows, path):
     """The results CSV. Every text is quoted: many readers take a carriage return without quotes as the end of a row."""
     with atomic_write(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
-def draw_results(rows, metrics, cfg):
-    """The gallery page, a random sample as single images and as an overview, and the charts if there are `metrics`."""
-    from evaluation.bootstrap import expected_calibration_error
-    from evaluation.charts import draw_calibration, draw_scores
-    from evaluation.gallery import draw_overview, draw_prediction, write_gallery
+def write_results(rows, metrics, cfg):
+    """The results CSV, gallery page, a random sample as single images and as overview; the charts if there are `metrics`."""
+    write_csv(rows, cfg.results_csv)
     folder = Path(cfg.results_dir)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
     sample = {f"{file_name(rows[number]['question_id'])}.png": rows[number] for number in order.tolist()}
@@ -49,8 +49,8 @@ def draw_results(rows, metrics, cfg):
         draw_overview(list(sample.values()), folder / "overview.png")
     if metrics is not None:
         draw_scores(metrics, folder / "scores.png")
-        confidence, correct = ([row[name] for row in rows] for name in ("confidence", "exact_match"))
-        error, table = expected_calibration_error(confidence, [score == 100 for score in correct])
+        correct = [row["exact_match"] == 100 for row in rows]
+        error, table = expected_calibration_error([row["confidence"] for row in rows], correct)
         draw_calibration(table, error, folder / "calibration.png")
     write_gallery(rows, metrics, folder)
 

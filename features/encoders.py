@@ -3,7 +3,6 @@
 Missing weights are an error with one line: no "pretrained" encoder is ever randomly initialised.
 """
 import hashlib
-import json
 import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
+
+from features.arrays import hash_of
 
 # errors of a missing file in the hub's cache, of a damaged one, and of the network
 NOT_FOUND = (OSError, ValueError, SafetensorError)
@@ -215,4 +216,4 @@ def fingerprint(module, description):
 
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 350 MB take a fraction of a second
         tensors = list(pool.map(digest, sorted(module.state_dict().items())))
-    return hashlib.blake2b(json.dumps([repr(module), description, tensors]).encode(), digest_size=16).hexdigest()
+    return hash_of([repr(module), description, tensors])

@@ -23,13 +23,13 @@ class FeatureStore:
     """States of all distinct images and questions, on the device if they fit, else memory-mapped.
 
     `image_states` (images, ...) and `question_states` (questions, ...) are outputs of the model's `encode_*_frozen`.
-    `question_lengths` (questions,) counts real tokens. `image_row` and `question_row` map an image path or a
+    `question_lengths` (questions,) counts real tokens. `row_of_image` and `row_of_question` map an image path or a
     question to its row. `pixels_key` is the hash of the images' bytes and transform.
     """
 
     def __init__(self, image_paths, image_states, questions, question_states, question_lengths, device, pixels_key=""):
-        self.image_row = {path: row for row, path in enumerate(image_paths)}
-        self.question_row = {question: row for row, question in enumerate(questions)}
+        self.row_of_image = {path: row for row, path in enumerate(image_paths)}
+        self.row_of_question = {question: row for row, question in enumerate(questions)}
         self.image_states, self.question_states = to_device(image_states, device), to_device(question_states, device)
         self.question_lengths, self.device, self.pixels_key = question_lengths, device, pixels_key
 

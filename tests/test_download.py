@@ -14,7 +14,7 @@ from PIL import Image
 from test_fuzz import damage
 
 from download import http, images
-from download.http import check_address, fetch, open_session
+from download.http import check_address, download_body, open_session
 
 run, short_waits, collect_from = builder.run, builder.short_waits, builder.collect_from  # fixtures
 
@@ -40,7 +40,7 @@ LASTING = {  # a fault at every request for one image: the reason in missing.csv
 
 
 def test_a_lasting_fault_costs_one_image_and_the_reason_is_listed(collect_from, impatient, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(images, "MAX_LOST_SHARE", 0.5)
+    monkeypatch.setattr(images, "MAX_MISSING_SHARE", 0.5)
     monkeypatch.setattr(images, "MAX_OUTAGES", 1000)
     names = dict(zip(LASTING, NAMES[2::3], strict=False))
     faults = {name: [fault] if fault == "redirect" else itertools.repeat(fault) for fault, name in names.items()}
@@ -168,7 +168,7 @@ def test_any_answer_gives_a_body_or_a_value_error(monkeypatch):
         for _ in answers:
             with open_session(1) as session:
                 try:
-                    fetch(session, f"http://127.0.0.1:{listener.getsockname()[1]}/a", images.MAX_IMAGE_BYTES, 5, len)
+                    download_body(session, f"http://127.0.0.1:{listener.getsockname()[1]}/a", images.MAX_IMAGE_BYTES, 5, len)
                     ends["body"] += 1
                 except ValueError as error:
                     assert str(error).isprintable()

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 from builder import ANNOTATIONS, QUESTIONS, ZIPS, many_entries, serve_zips, write_official
 from image_server import ImageServer
 from test_fuzz import CASES, fuzz
+from tqdm import tqdm
 
 from download import official
 from download.official import read_json
@@ -74,6 +76,13 @@ def test_a_zip_with_another_sha256_is_refused_and_deleted(fetch, zips, tmp_path)
         error = fetch(server, expect=2)
     assert hashlib.sha256(body).hexdigest() in error and hashlib.sha256(body[:-1] + b"!").hexdigest() in error
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_progress_bar_of_a_zip_shows_bytes_and_rate(zips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(official, "tqdm", tqdm)
+    with ImageServer(zips, faults={ZIP: ["cut"]}) as server:
+        official.download_zip(f"{server.url}/vqa/{ZIP}", tmp_path / "zip", None)
+    assert re.search(r"downloading: 100%.* [\d.]+k/[\d.]+k .*B/s\]", capsys.readouterr().err)
 
 
 def test_a_refused_connection_is_one_line_too(run, tmp_path):

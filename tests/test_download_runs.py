@@ -168,7 +168,7 @@ def test_an_interruption_during_a_long_wait_ends_the_run_at_once(tmp_path, numbe
         started = time.monotonic()
         _, error = process.communicate(timeout=30)
         assert time.monotonic() - started < 10 and process.returncode == 130
-        assert error == "interrupted after fetching 119 of 120 images: run again to continue\n"
+        assert error == "interrupted after downloading 119 of 120 images: run again to continue\n"
         assert not (tmp_path / "out" / "metadata.csv").exists()
         server.faults.clear()
         del server.paths[:]
@@ -183,7 +183,7 @@ def test_the_progress_bar_shows_images_and_megabytes_per_second(run_script, tmp_
         result = run_script("mini_vqa_v2.py", "--vqa-dir", folder, "--image-url", server.url, "--output-dir", tmp_path / "out",
                             TQDM_DISABLE="")
     last = result.stderr.replace("\r", "\n").strip().splitlines()[-1]
-    assert last.startswith("fetching images: 100%") and "120/120" in last and " images/s" in last and " MB/s" in last
+    assert last.startswith("downloading images: 100%") and "120/120" in last and " images/s" in last and " MB/s" in last
 
 
 def test_hosts_that_do_not_exist_are_reached_through_a_proxy(collect_from, tmp_path, monkeypatch):

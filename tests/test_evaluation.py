@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from evaluation import metrics
+from evaluation.baselines import blind_floors
 from evaluation.gallery import write_gallery
 from evaluation.generation import Answer
-from evaluation.report import evaluate_predictions, join_results, print_comparison, print_table, score_bars
-from evaluation.results import result_rows, write_results
+from evaluation.report import evaluate, join_results, print_comparison, print_table, score_bars
+from evaluation.results import result_rows, write_csv
 
 
 def rows_of(count=40):
@@ -22,9 +23,9 @@ def rows_of(count=40):
 def test_a_perfect_model_scores_100_everywhere(capsys):
     rows = rows_of()
     labels = [row["answer"] for row in rows]
-    scores, content = evaluate_predictions(rows, rows, labels, {"wrong_picture": labels[::-1]}, labels)
+    scores, content = evaluate(rows, blind_floors(rows, rows) | {"wrong_picture": labels[::-1]}, labels, labels)
     assert all(entry["value"] == 100 for entry in content["scores"].values())
-    assert {"most_frequent", "most_frequent_per_question_type", "nearest_question", "wrong_picture"} == set(content["floors"])
+    assert list(content["floors"]) == ["most_frequent", "most_frequent_per_question_type", "nearest_question", "wrong_picture"]
     annotator = content["ceilings"]["human"]["mean_sentence_bleu"]["value"]
     assert 75 < annotator < 100 and content["humans_per_question"] == [10, 10] and content["num_images"] == 20
     assert content["verdict"].startswith("beats the strongest floor")
@@ -32,12 +33,13 @@ def test_a_perfect_model_scores_100_everywhere(capsys):
     print_table(content)
     printed = capsys.readouterr().out
     assert "40 questions on 20 images, 10 annotations each" in printed and "what 0 100.0 (n=20)" in printed
+    assert "floor: wrong image" in printed and "picture" not in printed
 
 
 def test_one_annotation_per_question_gives_no_annotator_ceiling_and_the_table_says_so(capsys):
     rows = [row | {"answers": [row["answer"]]} for row in rows_of()]
     labels = [row["answer"] for row in rows]
-    _, content = evaluate_predictions(rows, rows, labels, {}, labels)
+    _, content = evaluate(rows, blind_floors(rows, rows), labels, labels)
     assert content["ceilings"]["human"]["mean_sentence_bleu"]["value"] is None
     print_table(content)
     printed = capsys.readouterr().out
@@ -45,20 +47,18 @@ def test_one_annotation_per_question_gives_no_annotator_ceiling_and_the_table_sa
     assert score_bars(content)[0]["ends"][1] == "no annotator ceiling"
 
 
-def first_word(prediction, label):
-    """100 if both start with the same word, else 0."""
-    return 100.0 * (prediction.split()[:1] == label.split()[:1])
-
-
 def test_a_new_metric_is_one_function_and_one_line(monkeypatch, capsys, tmp_path):
     """It has to be in the metrics file, in its own column of the printed table, among the bars and in the gallery."""
+    def first_word(prediction, label):
+        return 100.0 * (prediction.split()[:1] == label.split()[:1])
+
     line = metrics.Metric("first_word", "first", "First word", "label", first_word)
     table = (metrics.METRICS[0], line, *metrics.METRICS[1:])  # in the middle: the columns after it must not shift
     for name in ("metrics", "baselines", "report"):
         monkeypatch.setattr(f"evaluation.{name}.METRICS", table)
     rows = rows_of()
     predictions = ["a blue thing"] * 30 + ["the red thing"] * 10
-    scores, content = evaluate_predictions(rows, rows, predictions, {}, predictions)
+    scores, content = evaluate(rows, blind_floors(rows, rows), predictions, predictions)
     content = json.loads(json.dumps({"checkpoint": "x.pt", "split": "test", **content}))
     assert content["scores"]["first_word"]["value"] == 75.0 and content["ceilings"]["human"]["first_word"]["value"] is not None
     print_table(content)
@@ -83,7 +83,7 @@ def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alon
     assert rows == rows_of(2)
     assert (scored[0]["prediction"], scored[0]["exact_match"], scored[0]["gate"]) == ("a red thing 0", 100.0, 0.6)
     assert scored[1]["image_file"] == tmp_path / "p0.jpg" and unscored[1]["sentence_bleu"] is None
-    write_results(scored, tmp_path / "r.csv")
+    write_csv(scored, tmp_path / "r.csv")
     with open(tmp_path / "r.csv", newline="", encoding="utf-8") as stream:
         written = list(csv.DictReader(stream))
     assert list(written[0]) == ["question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu",
@@ -93,18 +93,18 @@ def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alon
 
 # comparison
 
-def write_csv(path, predictions, scores, **changes):
+def results_csv(path, predictions, scores, **changes):
     """A results CSV of one row per prediction; `changes` replace columns."""
     rows = [{"question_id": number, "image_id": number // 2, "question": "what?", "answer": "None", "prediction": prediction,
              "sentence_bleu": score, "exact_match": score, "vqa_accuracy": score, "confidence": 0.5, **changes}
             for number, (prediction, score) in enumerate(zip(predictions, scores, strict=True))]
-    write_results(rows, path)
+    write_csv(rows, path)
     return path
 
 
 def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys):
-    a = write_csv(tmp_path / "a.csv", ["x", "y", "n/a", "w"], [0, 50, 20, 100])
-    b = write_csv(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0, 100, 0, 100])
+    a = results_csv(tmp_path / "a.csv", ["x", "y", "n/a", "w"], [0, 50, 20, 100])
+    b = results_csv(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0, 100, 0, 100])
     print_comparison(a, b)
     printed = capsys.readouterr().out
     assert "42.50 ->    50.00   +7.50 [" in printed
@@ -116,13 +116,13 @@ def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys
 
 @pytest.mark.parametrize("change, message", [
     (lambda path: path.write_text("question_id,prediction\n1,x\n"), "is not a results CSV"),
-    (lambda path: write_csv(path, ["x"], [1]), "answer different questions"),
-    (lambda path: write_csv(path, list("abcd"), [1] * 4, answer="other"), "different labels"),
-    (lambda path: write_csv(path, list("abcd"), [1] * 4, sentence_bleu=None), "without scores"),
-    (lambda path: path.unlink(), "no such file")])
+    (lambda path: results_csv(path, ["x"], [1]), "answer different questions"),
+    (lambda path: results_csv(path, list("abcd"), [1] * 4, answer="other"), "different labels"),
+    (lambda path: results_csv(path, list("abcd"), [1] * 4, sentence_bleu=None), "without scores"),
+    (lambda path: path.unlink(), "No such file")])
 def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
-    a = write_csv(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
-    b = write_csv(tmp_path / "b.csv", list("abcd"), [1, 2, 3, 4])
+    a = results_csv(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
+    b = results_csv(tmp_path / "b.csv", list("abcd"), [1, 2, 3, 4])
     change(b)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(ValueError, match=message):
         join_results(a, b)

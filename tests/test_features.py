@@ -118,5 +118,6 @@ def test_truncated_questions_are_counted(encoders, capsys):
 
 def test_each_distinct_image_and_question_is_stored_once(make_model, make_store, data_dir):
     store, rows = make_store(make_model()), read_rows(data_dir)
-    assert list(store.image_row) == sorted(set(rows["image_path"])) and len(store.image_states) == len(store.image_row)
-    assert list(store.question_row) == sorted(set(rows["question"])) and len(store.question_states) == len(store.question_row)
+    assert list(store.row_of_image) == sorted(set(rows["image_path"])) and len(store.image_states) == len(store.row_of_image)
+    assert list(store.row_of_question) == sorted(set(rows["question"]))
+    assert len(store.question_states) == len(store.row_of_question)

@@ -4,15 +4,17 @@ import re
 import shutil
 
 import pytest
-import sacrebleu
 from PIL import Image, ImageDraw
 
+from common.images import open_image
 from evaluation import gallery
-from evaluation.metrics import METRICS
+from evaluation.metrics import METRICS, sentence_bleu
 from evaluation.results import file_name
 
 ATTACK = """<img src=x onerror="window.hacked=1"> </script><script>window.hacked=1</script> <!-- & ' "\u2028"""
 KINDS = ("what color is the", "how many", "where is the")
+ODD_TEXTS = ("short", "several words that need more than one line to be shown here", "x" * 200, "a\tb\nc\x00d",
+             "\ud800 lone surrogate", "ما هو الشيء الموجود على الطاولة", "", "😀 👨‍👩‍👧 红色的书")
 WIDTH = 1400  # pixels of the browser's page
 
 
@@ -21,23 +23,23 @@ def make_row(folder, number=0, **changes):
     image = folder / f"{number % 5}.jpg"
     if not image.exists():
         Image.new("RGB", (400, 300), (40 * (number % 5), 120, 90)).save(image)
-    exact, bleu = (100.0 if number % 3 == 0 else 0.0), (100.0, 55.0, 8.0)[number % 3]
+    exact = 100.0 if number % 3 == 0 else 0.0
     row = {"question_id": str(1000 + number), "image_path": f"images/{number % 5}.jpg", "image_file": image,
            "question": f"What color is thing {number}?", "answer": "black and white",
            "answers": ["black and white"] * 7 + ["white and black"] * 3,
            "prediction": ("black and white", "black and brown", "a cat")[number % 3],
-           "sentence_bleu": bleu, "exact_match": exact, "vqa_accuracy": exact, "confidence": (number * 37 % 101) / 101,
-           "gate": 0.62, "question_type": KINDS[number % 3], "answer_type": "other" if number % 4 else "number"}
+           "sentence_bleu": (100.0, 55.0, 8.0)[number % 3],
+           "exact_match": exact, "vqa_accuracy": exact, "confidence": (number * 37 % 101) / 101, "gate": 0.62,
+           "question_type": KINDS[number % 3], "answer_type": "other" if number % 4 else "number"}
     return row | changes
 
 
-def make_rows(folder, num_rows):
-    return [make_row(folder, number) for number in range(num_rows)]
+def make_rows(folder, num_rows, **changes):
+    return [make_row(folder, number, **changes) for number in range(num_rows)]
 
 
-def unscored(row):
-    return row | {"answer": "", "answers": [], "sentence_bleu": None, "exact_match": None, "vqa_accuracy": None,
-                  "gate": None, "question_type": "", "answer_type": ""}
+UNSCORED = {"answer": "", "answers": [], "sentence_bleu": None, "exact_match": None, "vqa_accuracy": None, "gate": None,
+            "question_type": "", "answer_type": ""}
 
 
 def make_metrics():
@@ -57,24 +59,20 @@ def page_data(results_dir):
 
 # single images and overview
 
-@pytest.mark.parametrize(("exact", "bleu", "accuracy", "expected"), [
-    (100.0, 100.0, 100.0, "right"), (100.0, 0.0, 0.0, "right"), (0.0, 30.0, 0.0, "partly"), (0.0, 29.9, 0.0, "wrong"),
-    (0.0, 0.0, 0.1, "partly"), (0.0, 0.0, 0.0, "wrong"), (None, None, None, None)])
+@pytest.mark.parametrize("exact, bleu, accuracy, expected", [
+    (100.0, 0.0, 0.0, "right"), (0.0, 30.0, 0.0, "partly"), (0.0, 29.9, 0.0, "wrong"), (0.0, 0.0, 0.1, "partly"),
+    (None, None, None, None)])
 def test_grade(exact, bleu, accuracy, expected):
     assert gallery.grade({"exact_match": exact, "sentence_bleu": bleu, "vqa_accuracy": accuracy}) == expected
 
 
 def test_partly_lies_between_one_and_two_common_words_of_three():
-    bleu = sacrebleu.metrics.BLEU(effective_order=True, lowercase=True)
-    one_word = bleu.sentence_score("black and white", ["red and blue"]).score
-    two_apart, two_together = (bleu.sentence_score(text, ["black and white"]).score
-                               for text in ("black or white", "black and brown"))
+    one_word, two_apart, two_together = (sentence_bleu(text, "black and white")
+                                         for text in ("red and blue", "black or white", "black and brown"))
     assert one_word < gallery.PARTLY_BLEU < two_apart < two_together
 
 
-@pytest.mark.parametrize("text", ["short", "several words that need more than one line to be shown here", "x" * 200,
-                                  "a\tb\nc\x00d", "\ud800 lone surrogate", "ما هو الشيء الموجود على الطاولة", "",
-                                  "😀 👨‍👩‍👧 红色的书"])
+@pytest.mark.parametrize("text", ODD_TEXTS)
 def test_wrap_keeps_every_character_and_the_width(text):
     font = gallery._font(24)
     lines = gallery.wrap(text, font, 150, 1000)
@@ -82,7 +80,7 @@ def test_wrap_keeps_every_character_and_the_width(text):
     assert "".join(lines).replace(" ", "") == re.sub(r"[\s\x00\ud800]", "", text)
 
 
-def test_wrap_marks_what_it_cuts_off():
+def test_wrap_marks_truncated_text():
     font = gallery._font(24)
     lines = gallery.wrap("one two three four five six seven eight nine ten", font, 150, 2)
     assert len(lines) == 2 and lines[-1].endswith("…") and font.getlength(lines[-1]) <= 150
@@ -98,7 +96,7 @@ def written(monkeypatch):
     return texts
 
 
-@pytest.mark.parametrize(("number", "mark"), [(0, "✓ right"), (1, "≈ partly right"), (2, "✗ wrong")])
+@pytest.mark.parametrize("number, mark", [(0, "✓ right"), (1, "≈ partly right"), (2, "✗ wrong")])
 def test_a_grade_is_shown_by_mark_word_and_colour(tmp_path, written, number, mark):
     row = make_row(tmp_path, number, confidence=0.417)
     gallery.draw_prediction(row, tmp_path / "7.png")
@@ -110,49 +108,31 @@ def test_a_grade_is_shown_by_mark_word_and_colour(tmp_path, written, number, mar
 
 
 def test_a_prediction_without_label_has_no_mark(tmp_path, written):
-    gallery.draw_prediction(unscored(make_row(tmp_path, prediction="")), tmp_path / "7.png")
+    gallery.draw_prediction(make_row(tmp_path, prediction="", **UNSCORED), tmp_path / "7.png")
     assert {"No annotations", "(no words)"} <= set(written)
     assert not [text for text in written if text[:1] in "✓≈✗"]
 
 
-def write_odd_images(folder):
-    """One file of every kind: name -> the size at which it is upright."""
-    photo = Image.linear_gradient("L").resize((300, 200)).convert("RGB")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    photo.save(folder / "turned.jpg", exif=turned)
-    Image.new("I;16", (300, 200), 30000).save(folder / "sixteen.png")
-    photo.convert("CMYK").save(folder / "cmyk.jpg")
-    photo.convert("P").save(folder / "palette.gif")
-    Image.new("RGBA", (300, 200), (0, 0, 0, 0)).save(folder / "glass.png")
-    Image.new("RGB", (1, 1), "red").save(folder / "dot.png")
-    Image.new("RGB", (3000, 3), "red").save(folder / "wide.png")
-    Image.new("RGB", (3, 3000), "red").save(folder / "tall.png")
-    return {"turned.jpg": (200, 300), "sixteen.png": (300, 200), "cmyk.jpg": (300, 200), "palette.gif": (300, 200),
-            "glass.png": (300, 200), "dot.png": (1, 1), "wide.png": (3000, 3), "tall.png": (3, 3000)}
-
-
-def test_odd_images_and_texts_in_every_output(tmp_path):
-    sizes = write_odd_images(tmp_path)
-    texts = ("word ", "x", "ما هو ", "😀", "\x00", "\ud800", "", "红")
-    rows = [make_row(tmp_path, image_path=name, image_file=tmp_path / name, question=text * 30, prediction=text)
-            for name, text in zip(sizes, texts, strict=True)]
+@pytest.mark.parametrize("size", [(1, 1), (3000, 3), (3, 3000)])
+def test_images_of_odd_shapes_and_odd_texts_in_every_output(size, tmp_path):
+    Image.new("RGB", size, "red").save(tmp_path / "odd.png")
+    rows = [make_row(tmp_path, image_path="odd.png", image_file=tmp_path / "odd.png", question=text * 30, prediction=text)
+            for text in ODD_TEXTS]
     gallery.draw_overview(rows, tmp_path / "overview.png", columns=3)
     gallery.write_gallery(rows, None, tmp_path / "results")
+    with Image.open(tmp_path / "results" / page_data(tmp_path / "results")["rows"][0]["thumbnail"]) as thumbnail:
+        assert max(thumbnail.size) == gallery.THUMBNAIL_SIZE
+        assert (thumbnail.width > thumbnail.height) == (size[0] > size[1])
     for row in rows:
         gallery.draw_prediction(row, tmp_path / "one.png")
         with Image.open(tmp_path / "one.png") as image:
             assert image.width == gallery.IMAGE_WIDTH and 250 < image.height < 2000
-    for row, shown in zip(rows, page_data(tmp_path / "results")["rows"], strict=True):
-        with Image.open(tmp_path / "results" / shown["thumbnail"]) as thumbnail:
-            assert max(thumbnail.size) <= gallery.THUMBNAIL_SIZE
-            width, height = sizes[row["image_path"]]
-            assert (thumbnail.width > thumbnail.height) == (width > height), "not upright"
-            middle = thumbnail.convert("L").getpixel((thumbnail.width // 2, thumbnail.height // 2))
-        if row["image_path"] == "sixteen.png":
-            assert abs(middle - 30000 / 257) < 4  # was 255 once: 16 bits were saturated
-        if row["image_path"] == "glass.png":
-            assert middle > 250
+
+
+@pytest.mark.parametrize("mode, colour, expected", [("I;16", 30000, 30000 / 257), ("RGBA", (0, 0, 0, 0), 255)])
+def test_sixteen_bits_are_not_saturated_and_transparent_becomes_white(mode, colour, expected, tmp_path):
+    Image.new(mode, (30, 20), colour).save(tmp_path / "odd.png")
+    assert open_image(tmp_path / "odd.png").getpixel((0, 0)) == pytest.approx((expected,) * 3, abs=1)
 
 
 @pytest.mark.parametrize("columns, expected", [(2, 2), (4, 4), (9, 5)])
@@ -166,7 +146,7 @@ def test_an_unreadable_image_is_named_and_the_old_page_stays(tmp_path):
     rows = make_rows(tmp_path, 3)
     gallery.write_gallery(rows, None, tmp_path / "results")
     before = (tmp_path / "results" / "index.html").read_bytes()
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 this is no photo")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 this is no image")
     rows.append(make_row(tmp_path, 3, image_path="broken.jpg", image_file=tmp_path / "broken.jpg"))
     with pytest.raises(OSError, match=r"broken\.jpg cannot be read"):
         gallery.write_gallery(rows, None, tmp_path / "results")
@@ -242,10 +222,12 @@ def browser():
 
 
 def open_page(browser, path, width=WIDTH):
+    """Open the page; returns the function that runs JavaScript on it."""
     # a window cannot become as narrow as a phone, but its page can be told to
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                             {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False})
     browser.get(path.as_uri())
+    return browser.execute_script
 
 
 def press(browser, keys):
@@ -268,17 +250,22 @@ def scored_page(tmp_path_factory):
     return folder / "results" / "index.html"
 
 
+@pytest.fixture
+def run(browser, scored_page):
+    """Opens the page with scores; runs JavaScript on it."""
+    return open_page(browser, scored_page)
+
+
 QUESTIONS = "return [...document.querySelectorAll('.card h3')].map(e => e.textContent)"
 COUNT = "return document.getElementById('count').textContent"
 PAGE = "return document.getElementById('page').textContent"
+COLOUR = "return getComputedStyle(document.body).backgroundColor"
 CHOOSE = ("const e = document.querySelector(arguments[0]);"
           "if (e.type === 'radio') e.checked = true; else e.value = arguments[1];"
           "e.dispatchEvent(new Event('input', {bubbles: true}))")
 
 
-def test_browser_searches_and_filters(browser, scored_page):
-    open_page(browser, scored_page)
-    run = browser.execute_script
+def test_browser_searches_and_filters(browser, run):
     assert run(COUNT) == "60 of 60 questions · page 1 of 3"
     assert len(run(QUESTIONS)) == 24
     click(browser, "#search")
@@ -296,29 +283,22 @@ def test_browser_searches_and_filters(browser, scored_page):
     assert run(COUNT).startswith("60 of 60 ")
 
 
-def test_browser_sorts_by_score_and_confidence(browser, scored_page):
-    open_page(browser, scored_page)
-    run = browser.execute_script
-    shown = ("return [...document.querySelectorAll('.card')]"
-             ".map(e => +e.querySelectorAll('dd:not(.bar)')[arguments[0]].textContent)")
-    for order, column, decreasing in (("best", 2, True), ("worst", 2, False), ("sure", 0, True), ("unsure", 0, False)):
-        run(CHOOSE, "#sort", order)
-        values = run(shown, column)
-        assert values == sorted(values, reverse=decreasing) and len(set(values)) > (1 if column == 0 else 0)
+@pytest.mark.parametrize("order, column, decreasing", [("best", 2, True), ("worst", 2, False), ("sure", 0, True),
+                                                       ("unsure", 0, False)])
+def test_browser_sorts_by_score_and_confidence(order, column, decreasing, run):
+    run(CHOOSE, "#sort", order)
+    values = run("return [...document.querySelectorAll('.card')]"
+                 ".map(e => +e.querySelectorAll('dd:not(.bar)')[arguments[0]].textContent)", column)
+    assert values == sorted(values, reverse=decreasing) and len(set(values)) > (1 if column == 0 else 0)
     run(CHOOSE, "#sort", "")
     assert run(QUESTIONS)[0] == "What color is thing 0?"
 
 
-def test_browser_turns_pages_by_button_and_by_key_but_not_from_the_search_box(browser, scored_page):
+def test_browser_turns_pages_by_button_and_by_key_but_not_from_the_search_box(browser, run):
     from selenium.webdriver import Keys
-    open_page(browser, scored_page)
-    run = browser.execute_script
-    press(browser, "j" + Keys.RIGHT)
-    assert (run(PAGE), len(run(QUESTIONS))) == ("3 / 3", 12)
-    press(browser, Keys.RIGHT)
-    assert run(PAGE) == "3 / 3"
-    press(browser, "k" + Keys.LEFT)
-    assert run(PAGE) == "1 / 3"
+    for keys, page in (("j" + Keys.RIGHT, "3 / 3"), (Keys.RIGHT, "3 / 3"), ("k" + Keys.LEFT, "1 / 3"), ("k", "1 / 3")):
+        press(browser, keys)
+        assert run(PAGE) == page and len(run(QUESTIONS)) == (12 if page == "3 / 3" else 24)
     run("scrollTo(0, document.body.scrollHeight)")
     click(browser, "#next")
     assert run(PAGE) == "2 / 3"
@@ -332,9 +312,7 @@ def test_browser_turns_pages_by_button_and_by_key_but_not_from_the_search_box(br
     assert run(PAGE) == "1 / 3"
 
 
-def test_browser_shows_hostile_text_as_text(browser, scored_page):
-    open_page(browser, scored_page)
-    run = browser.execute_script
+def test_browser_shows_hostile_text_as_text(run):
     assert run("const card = document.querySelectorAll('.card')[7];"
                "return [card.querySelector('h3').textContent, card.querySelector('.answer span').textContent,"
                "card.querySelector('.annotations span').textContent]") == [ATTACK] * 3
@@ -344,10 +322,8 @@ def test_browser_shows_hostile_text_as_text(browser, scored_page):
     assert run("return window.hacked") is None, "the policy of the page blocks every script but its own"
 
 
-def test_browser_shows_scores_tables_and_images(browser, scored_page):
+def test_browser_shows_scores_tables_and_images(browser, run):
     from selenium.webdriver.support.wait import WebDriverWait
-    open_page(browser, scored_page)
-    run = browser.execute_script
     text = run("for (const e of document.querySelectorAll('details')) e.open = true;"
                "return document.getElementById('panel').innerText")
     for expected in ("The model beats the strongest floor", "Mean sentence BLEU", "60.0", "58.0 to 62.0",
@@ -360,17 +336,12 @@ def test_browser_shows_scores_tables_and_images(browser, scored_page):
     assert run("return document.querySelector('.card').innerText.includes('white and black ×3')")
 
 
-def test_browser_dark_light_and_narrow(browser, scored_page):
-    colour = "return getComputedStyle(document.body).backgroundColor"
-    open_page(browser, scored_page)
-    run = browser.execute_script
-    before = run(colour)
-    click(browser, "#theme")
-    after = run(colour)
-    open_page(browser, scored_page)
-    assert before != after == run(colour), "the choice outlasts the page"
-    click(browser, "#theme")
-    assert run(colour) == before
+def test_browser_dark_light_and_narrow(browser, run, scored_page):
+    colours = [run(COLOUR)]
+    for _ in range(2):
+        click(browser, "#theme")
+        colours.append(run(COLOUR))
+    assert colours[0] == colours[2] != colours[1]
     for width in (400, 700, 1000, 1400):
         open_page(browser, scored_page, width)
         assert run("return document.documentElement.scrollWidth") <= width
@@ -379,9 +350,8 @@ def test_browser_dark_light_and_narrow(browser, scored_page):
 
 
 def test_browser_without_scores_offers_none(browser, tmp_path):
-    gallery.write_gallery([unscored(row) for row in make_rows(tmp_path, 30)], None, tmp_path / "results")
-    open_page(browser, tmp_path / "results" / "index.html")
-    run = browser.execute_script
+    gallery.write_gallery(make_rows(tmp_path, 30, **UNSCORED), None, tmp_path / "results")
+    run = open_page(browser, tmp_path / "results" / "index.html")
     hidden = run("return arguments[0].map(id => document.getElementById(id).hidden)",
                  ["panel", "grades", "answer_type", "question_type"])
     assert hidden == [True] * 4
@@ -393,8 +363,7 @@ def test_browser_without_scores_offers_none(browser, tmp_path):
 
 def test_browser_filters_ten_thousand_rows_in_less_than_a_second(browser, tmp_path):
     gallery.write_gallery(make_rows(tmp_path, 10_000), make_metrics(), tmp_path / "results")
-    open_page(browser, tmp_path / "results" / "index.html")
+    run = open_page(browser, tmp_path / "results" / "index.html")
     timed = f"const start = performance.now(); {CHOOSE}; document.body.offsetHeight; return performance.now() - start"
-    waited = browser.execute_script(timed, "#search", "thing 99?")
-    assert browser.execute_script(COUNT).startswith("100 of 10,000 ")
-    assert waited < 1000  # milliseconds
+    assert run(timed, "#search", "thing 99?") < 1000  # milliseconds
+    assert run(COUNT).startswith("100 of 10,000 ")

@@ -1,6 +1,5 @@
 """Metrics against hand-computed values and published rules; intervals against scipy."""
 import json
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,10 @@ def published(name):
 def test_bleu_and_chrf_are_those_of_sacrebleu(prediction):
     for first in range(len(ANSWERS)):
         for references in ([ANSWERS[first]], ANSWERS[first:] + ANSWERS[first:first + 1]):  # one; several, one of them twice
-            for order, bleu in ((1, metrics.bleu_1), (2, metrics.bleu_2), (4, metrics.sentence_bleu)):
+            for order in (1, 2, 4):
                 scorer = sacrebleu.BLEU(lowercase=True, effective_order=True, max_ngram_order=order)
                 expected = scorer.sentence_score(prediction, references).score
-                assert bleu(prediction, references) == pytest.approx(expected, abs=1e-9)
+                assert metrics.sentence_bleu(prediction, references, order) == pytest.approx(expected, abs=1e-9)
             expected = sacrebleu.CHRF(lowercase=True).sentence_score(prediction, references).score
             assert metrics.chrf(prediction, references) == pytest.approx(expected, abs=1e-9)
 
@@ -42,17 +41,17 @@ def test_bleu_and_chrf_by_hand():
     chrF: one of two characters and no pair match: mean precision and recall are 1/4."""
     pair = ("black and white", ["black and brown"])
     assert metrics.sentence_bleu(*pair) == pytest.approx(100 * (1 / 6) ** (1 / 3))
-    assert metrics.bleu_2(*pair) == pytest.approx(100 * (1 / 3) ** 0.5)
-    assert metrics.bleu_1(*pair) == pytest.approx(100 * 2 / 3)
+    assert metrics.sentence_bleu(*pair, max_order=2) == pytest.approx(100 * (1 / 3) ** 0.5)
+    assert metrics.sentence_bleu(*pair, max_order=1) == pytest.approx(100 * 2 / 3)
     assert metrics.sentence_bleu("black", "black and white") == pytest.approx(100 * np.exp(1 - 3))  # brevity penalty
-    assert metrics.bleu_1("the dog", ["dog", "a big dog"]) == pytest.approx(50)  # the shorter of two equally near lengths
+    # the shorter of two equally near lengths
+    assert metrics.sentence_bleu("the dog", ["dog", "a big dog"], max_order=1) == pytest.approx(50)
     assert metrics.chrf("ab", "ac") == pytest.approx(25.0)
 
 
 @pytest.mark.parametrize("answer", ["yes", "black and white", "A man's left hand in the air"])
 def test_a_perfect_answer_scores_exactly_100_in_any_case(answer):
-    for score in (metrics.sentence_bleu, metrics.bleu_1, metrics.bleu_2, metrics.chrf):
-        assert score(answer.upper(), answer) == 100.0
+    assert set(metrics.score_row(answer.upper(), answer, []).values()) == {100.0}
 
 
 @pytest.mark.parametrize("score, message", [(metrics.sentence_bleu, "at least one reference"),
@@ -67,17 +66,8 @@ def test_a_reference_decoded_from_a_vocabulary_would_make_unknown_words_perfect(
     """The published implementation did this. sacrebleu splits `<unk>` into three tokens, which then match."""
     assert metrics.sentence_bleu("a <unk>", ["a <unk>"]) == 100.0
     assert metrics.sentence_bleu("a <unk>", ["a giraffe"]) < 20
-
-
-def test_split_contractions_do_not_match_the_original():
-    """An answer tokenized as "do n't" loses most of the score, so answers are decoded to the original spelling."""
+    # an answer tokenized as "do n't" loses most of the score, so answers are decoded to the original spelling
     assert metrics.sentence_bleu("do n't know", ["don't know"]) == pytest.approx(27.5, abs=0.05)
-
-
-def test_corpus_bleu_of_perfect_three_word_answers_is_0_and_our_mean_is_100():
-    answers = ["black and white", "on the table", "man and woman"]
-    assert sacrebleu.corpus_bleu(answers, [answers]).score == 0.0
-    assert metrics.score_rows(answers, answers, [[]] * 3)["mean_sentence_bleu"].tolist() == [100.0] * 3
 
 
 def test_the_signature_names_what_the_headline_depends_on():
@@ -121,21 +111,17 @@ def test_an_answer_that_all_annotators_gave_is_compared_without_normalisation():
     assert metrics.vqa_accuracy("The NO.", AGREED[:9] + ["yes"]) == 100.0
 
 
-@pytest.mark.parametrize("num_matches, expected", [(0, 0), (1, 30), (2, 60), (3, 90), (4, 100), (10, 100)])
-def test_accuracy_with_ten_annotators(num_matches, expected):
-    """With m matches: m x min(1, (m-1)/3) + (10-m) x min(1, m/3), over 10."""
-    annotations = ["cat"] * num_matches + [f"dog {number}" for number in range(10 - num_matches)]
-    assert metrics.vqa_accuracy("cat", annotations) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("annotations, expected", [
+    # ten, m of them match: m x min(1, (m-1)/3) + (10-m) x min(1, m/3), over 10
+    *((["cat"] * m + list("abcdefghij")[m:], expected)
+      for m, expected in ((0, 0), (1, 30), (2, 60), (3, 90), (4, 100), (10, 100))),
     (["cat"], 100), (["The Cat!"], 100), (["dog"], 0),                          # one: normalised equality
     (["cat", "dog"], 100), (["dog", "bird"], 0), (["CAT", "CAT"], 0),           # two: any match, if they disagree
     (["cat", "dog", "bird"], 50), (["cat", "the cat", "dog"], 100),             # three: half for each match
     (["cat", "dog", "bird", "cow"], 25), (["cat", "cat", "dog", "cow"], 50),    # four: (3 x 1/3) / 4; all 2/3, 1/3
     (["cat"] * 4, 100), (["cat"] * 3 + ["dog"], 75),
     (["cat"] + [str(n) for n in range(8)], 100 * 8 / 27), (["cat"] * 4 + [str(n) for n in range(5)], 100)])
-def test_accuracy_with_fewer_annotators(annotations, expected):
+def test_vqa_accuracy_by_the_number_of_annotators(annotations, expected):
     assert metrics.vqa_accuracy("cat", annotations) == pytest.approx(expected)
 
 
@@ -164,8 +150,8 @@ def test_score_rows_uses_the_label_if_there_are_no_annotations():
     assert scores["multi_reference_bleu"][1] == 100.0
     assert scores["exact_match"].tolist() == [0.0, 0.0]
     assert scores["vqa_accuracy"].tolist() == [100.0, 100.0]
-    with pytest.raises(ValueError, match="1 predictions, 2 answers and 0 lists"):
-        metrics.score_rows(["a"], ["a", "b"], [])
+    with pytest.raises(ValueError):
+        metrics.score_rows(["a"], ["a", "b"], [[]])
 
 
 # bootstrap
@@ -190,23 +176,13 @@ def test_mean_is_over_rows_not_over_images():
     assert bootstrap.bootstrap_mean([100.0, 100.0, 100.0, 0.0], ["a", "a", "a", "b"]) == (75.0, 0.0, 100.0)
 
 
-def test_columns_share_their_draws_and_equal_single_columns():
-    values = np.random.default_rng(1).uniform(0, 100, (300, 3))
-    images = np.arange(300) // 2
-    together = bootstrap.bootstrap_mean(values, images)
-    for column in range(3):
-        alone = bootstrap.bootstrap_mean(values[:, column], images)
-        assert alone == pytest.approx([numbers[column] for numbers in together], abs=1e-9)
-
-
-def test_bootstrap_is_deterministic_and_does_not_depend_on_row_order():
+def test_an_interval_depends_on_the_seed_but_not_on_row_order_or_other_columns():
     generator = np.random.default_rng(2)
-    values, images = generator.uniform(0, 100, 100), generator.integers(0, 40, 100)
-    first = bootstrap.bootstrap_mean(values, images)
-    order = generator.permutation(100)
-    assert bootstrap.bootstrap_mean(values, images) == first
-    assert bootstrap.bootstrap_mean(values[order], images[order]) == pytest.approx(first, abs=1e-9)
-    assert bootstrap.bootstrap_mean(values, images, seed=7)[1:] != first[1:]
+    values, images, order = generator.uniform(0, 100, (100, 3)), generator.integers(0, 40, 100), generator.permutation(100)
+    first = bootstrap.bootstrap_mean(values[:, 0], images)
+    assert bootstrap.bootstrap_mean(values[:, 0], images) == first
+    assert [numbers[0] for numbers in bootstrap.bootstrap_mean(values[order], images[order])] == pytest.approx(first, abs=1e-9)
+    assert bootstrap.bootstrap_mean(values[:, 0], images, seed=7)[1:] != first[1:]
 
 
 def test_missing_scores_are_left_out():
@@ -234,17 +210,6 @@ def test_paired_interval_is_narrow_if_the_rows_move_together():
     assert bootstrap.bootstrap_mean(first, range(400))[1] < bootstrap.bootstrap_mean(second, range(400))[2]
 
 
-def test_ten_thousand_rows_take_little_memory():
-    """2,000 draws of 8,000 images at once would need 128 MB for the indices, and as much again for the counts."""
-    generator = np.random.default_rng(5)
-    values, images = generator.uniform(0, 100, (10_000, 7)), generator.integers(0, 8000, 10_000)
-    tracemalloc.start()
-    bootstrap.bootstrap_mean(values, images)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 120e6
-
-
 # summaries
 
 def test_summarise_gives_plain_rounded_numbers():
@@ -266,7 +231,6 @@ def test_types_are_listed_by_size_and_small_ones_hidden():
 
 # verdict
 
-IMAGES = range(100)
 FLOOR = np.tile([10.0, 30.0], 50)
 
 
@@ -282,21 +246,18 @@ FLOOR = np.tile([10.0, 30.0], 50)
      " and reaches 50 % of the way from it to one annotator (on the 50 of 100 questions with a second annotation)"),
     (FLOOR + 30, FLOOR - 1, "; one annotator does not score above that floor")])
 def test_verdict_names_the_strongest_floor_and_the_way_to_one_annotator(values, annotator, expected):
-    line = bootstrap.verdict(values, {"weak": np.zeros(100), "strong": FLOOR}, IMAGES, annotator)
+    line = bootstrap.verdict(values, {"weak": np.zeros(100), "strong": FLOOR}, range(100), annotator)
     assert line == expected if expected[0].isalpha() else line.endswith(expected)
 
 
-def test_verdict_of_one_image_claims_nothing():
-    line = bootstrap.verdict(FLOOR + 30, {"strong": FLOOR}, ["same"] * 100, FLOOR + 40)
-    assert line == "stands +30.0 mean sentence BLEU from the strongest floor (strong), but one image gives no interval"
-
-
-def test_verdict_is_paired_by_image():
+def test_verdict_is_paired_by_image_and_one_image_gives_none():
     """A gain on the twelve rows of one image is one observation, not twelve."""
     gain = np.repeat([60.0, -2.0, -2.0, -2.0, -2.0, -2.0, -2.0, -2.0], 12)
     floors = {"strong": np.zeros(96)}
     assert "includes zero" in bootstrap.verdict(gain, floors, np.repeat(np.arange(8), 12))
     assert bootstrap.verdict(gain, floors, range(96)).startswith("beats")
+    assert bootstrap.verdict(gain, floors, ["same"] * 96) == (
+        "stands +5.8 mean sentence BLEU from the strongest floor (strong), but one image gives no interval")
 
 
 # calibration
@@ -305,8 +266,9 @@ def test_calibration_error_by_hand():
     """Two of four rows at 0.9 are right, one of one at 0.1 is: (4 x 0.4 + 1 x 0.9) / 5. Empty bins are left out."""
     error, table = bootstrap.expected_calibration_error([0.9, 0.9, 0.9, 0.9, 0.1], [True, True, False, False, True])
     assert error == pytest.approx(0.5)
-    assert table == [pytest.approx({"low": 0.0, "high": 0.1, "n": 1, "confidence": 0.1, "accuracy": 1.0}),
-                     pytest.approx({"low": 0.8, "high": 0.9, "n": 4, "confidence": 0.9, "accuracy": 0.5})]
+    assert table.to_dict("records") == [
+        pytest.approx({"low": 0.0, "high": 0.1, "n": 1, "confidence": 0.1, "accuracy": 1.0}),
+        pytest.approx({"low": 0.8, "high": 0.9, "n": 4, "confidence": 0.9, "accuracy": 0.5})]
 
 
 def test_calibration_error_agrees_with_the_definition_at_the_edges_of_the_bins():
@@ -316,9 +278,7 @@ def test_calibration_error_agrees_with_the_definition_at_the_edges_of_the_bins()
     bins = np.clip(np.ceil(confidence * 10), 1, 10)  # (low, high], the first one with 0
     expected = sum((bins == n).mean() * abs(confidence[bins == n].mean() - correct[bins == n].mean()) for n in set(bins))
     error, table = bootstrap.expected_calibration_error(confidence, correct)
-    assert error == pytest.approx(expected, abs=0.01) and sum(row["n"] for row in table) == len(confidence)
-    everything_wrong, _ = bootstrap.expected_calibration_error(confidence, np.zeros(len(confidence)))
-    assert everything_wrong == pytest.approx(confidence.mean())
+    assert error == pytest.approx(expected, abs=0.01) and table["n"].sum() == len(confidence)
 
 
 @pytest.mark.parametrize("confidence", [[1.2], [-0.1], []])

@@ -40,7 +40,7 @@ def test_stored_states_equal_a_live_forward_at_every_freeze_boundary(trainable, 
     stored, tokens = model.encode_image_trainable(store.image_states[:20])
     torch.testing.assert_close(stored, F.normalize(live, dim=-1), atol=1e-5, rtol=0)
     assert (tokens is None) == (image_pooling == "pooled")
-    for question, row in store.question_row.items():
+    for question, row in store.row_of_question.items():
         tokens = encoders.question.tokenizer(question, return_tensors="pt")
         hidden = encoders.question.gpt2(**tokens).last_hidden_state  # without padding, to check the padded path
         length = int(store.question_lengths[row])

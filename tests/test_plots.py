@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.plotting import ACCENT, WRONG
+from evaluation.bootstrap import expected_calibration_error
 from evaluation.charts import draw_calibration, draw_scores
 from evaluation.metrics import METRICS
 from evaluation.report import score_bars
 from training.curves import draw_curves
 
 
-def metrics(value=59.4, human=83.0, verdict="beats the strongest floor (most_frequent)", **floors):
+def metrics(value=59.4, human=83.0, verdict="beats the strongest floor (wrong_picture)", **floors):
     """A metrics file in which all metrics have the same values."""
     def table(value):
         return {metric.name: {"value": value, "ci95": [None, None] if value is None else [value - 2, value + 2]}
@@ -23,9 +24,10 @@ def metrics(value=59.4, human=83.0, verdict="beats the strongest floor (most_fre
             "floors": {name: table(floor) for name, floor in floors.items()}, "ceilings": {"human": table(human)}}
 
 
-def log(losses, **columns):
-    return [{"epoch": float(epoch), "train_loss": None if epoch == 0 else loss - 0.1, "val_loss": loss}
-            | {name: values[epoch] for name, values in columns.items()} for epoch, loss in enumerate(losses)]
+def log(losses, **rates):
+    """A training log with these validation losses and learning rates."""
+    return [{"epoch": float(epoch), "train_loss": loss - 0.1, "val_loss": loss, "val_bleu": 50.0}
+            | {f"learning_rate_{name}": values[epoch] for name, values in rates.items()} for epoch, loss in enumerate(losses)]
 
 
 @pytest.fixture
@@ -48,11 +50,6 @@ def words_of(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
 
 
-STAGES = [("Stage 1", log([6.0, 3.0, 2.0, 2.5], learning_rate_head=[0.0, 1e-3, 5e-4, 1e-5])),
-          ("Stage 2", log([2.0, 1.5, 1.5], learning_rate_head=[0.0, 1e-4, 1e-5], learning_rate_clip=[0.0, 1e-5, 1e-6],
-                          val_bleu=[50.0, 55.0, 54.0]))]
-
-
 def test_score_bars_take_the_strongest_floor_of_each_metric():
     content = metrics(most_frequent=30.0, wrong_picture=20.0)
     content["floors"]["wrong_picture"]["exact_match"]["value"] = 35.0
@@ -68,7 +65,7 @@ def test_score_bars_take_the_strongest_floor_of_each_metric():
 def test_the_chart_of_scores_names_floor_ceiling_and_verdict(figure_of):
     words = words_of(figure_of(draw_scores, metrics(nearest_question=28.5)))
     for expected in ("Mean sentence BLEU", "nearest question 28.5 · one annotator 83.0", "59.4  [57.4, 61.4]",
-                     "The model beats the strongest floor (most frequent).", "1,234 questions on 567 images"):
+                     "The model beats the strongest floor (wrong image).", "1,234 questions on 567 images"):
         assert expected in words
     assert "no floor · no annotator ceiling" in words_of(figure_of(draw_scores, metrics(human=None)))
 
@@ -80,7 +77,8 @@ def test_a_score_below_its_floor_has_another_colour(floor, colour, figure_of):
 
 
 def test_curves_mark_the_first_epoch_of_lowest_validation_loss_in_every_stage(figure_of):
-    figure = figure_of(draw_curves, STAGES)
+    figure = figure_of(draw_curves, [("Stage 1", log([6.0, 3.0, 2.0, 2.5], head=[0.0, 1e-3, 5e-4, 1e-5])),
+                                     ("Stage 2", log([2.0, 1.5, 1.5], head=[0.0, 1e-4, 1e-5], clip=[0.0, 1e-5, 1e-6]))])
     words = words_of(figure)
     assert "best: epoch 2, loss 2.000" in words
     assert "best: epoch 1, loss 1.500" in words  # epoch 2 is as low, but later
@@ -91,24 +89,23 @@ def test_curves_mark_the_first_epoch_of_lowest_validation_loss_in_every_stage(fi
 
 
 def test_the_legend_of_a_short_stage_fits_beside_a_long_stage(figure_of):
-    stage_2 = log([1.0] * 4, **{f"learning_rate_{group}": [1e-3] * 4 for group in ("head", "clip", "gpt2")})
+    stage_2 = log([1.0] * 4, **dict.fromkeys(("head", "clip", "gpt2"), [1e-3] * 4))
     figure = figure_of(draw_curves, [("Stage 1", log([2.0] * 30)), ("Stage 2", stage_2)])
     legend = figure.axes[-1].get_legend().get_window_extent(FigureCanvasAgg(figure).get_renderer())
     assert legend.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("rows, expected", [
-    (log([5.0, 4.0, math.nan, math.inf]), "best: epoch 1, loss 4.000"),            # a diverged run
-    (log([5.0], learning_rate_head=[0.0]), "best: epoch 0, loss 5.000"),           # before the first step
-    (log([math.nan]), None)])
+    (log([5.0, 4.0, math.nan, math.inf], head=[0.0, 1e-3, 1e-3, 1e-3]), ["best: epoch 1, loss 4.000"]),  # a diverged run
+    (log([5.0], head=[0.0]), ["best: epoch 0, loss 5.000"]),  # before the first step
+    (log([math.nan]), [])])
 def test_curves_of_a_diverged_run_and_before_the_first_step(rows, expected, figure_of):
-    assert [word for word in words_of(figure_of(draw_curves, [("Stage 1", rows)])) if word.startswith("best")] == (
-        [expected] if expected else [])
+    words = words_of(figure_of(draw_curves, [("Stage 1", rows)]))
+    assert [word for word in words if word.startswith("best")] == expected
 
 
 def test_calibration_draws_every_bin_and_counts_all_answers(figure_of):
-    bins = [{"low": i / 10, "high": (i + 1) / 10, "n": 10 * i, "confidence": i / 10 + 0.05, "accuracy": i / 12}
-            for i in range(1, 10)]
-    figure = figure_of(draw_calibration, bins, 0.0834)
-    assert "expected calibration error 0.083 over 450 answers" in words_of(figure)
-    assert len(figure.axes[0].patches) == 9
+    error, table = expected_calibration_error([0.05, 0.5, 0.54, 0.95], [1, 0, 1, 1])
+    figure = figure_of(draw_calibration, table, error)
+    assert "expected calibration error 0.490 over 4 answers" in words_of(figure)
+    assert len(figure.axes[0].patches) == 4

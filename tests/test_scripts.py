@@ -160,7 +160,6 @@ def test_bad_data_ends_training_in_one_line(damage, message, train_flags, data_d
     ("fine_tune.py", ["--clip-layers", 9], "--clip-layers 9"),
     ("fine_tune.py", ["--output-dir", "output/feature_extraction"], "stage 1's own folder"),
     ("test.py", ["--checkpoint", "LICENSE"], "is not a checkpoint"),
-    ("test.py", ["--split", "dev"], "--split dev"),
     ("test.py", ["--image", "x.jpg"], "--image and --question go together"),
     ("test.py", ["--image", "nowhere.jpg", "--question", "What?"], "--image nowhere.jpg: no such file"),
     ("test.py", ["--image", "a.png", "--question", " "], "--question"),

@@ -124,7 +124,7 @@ def test_training_learns_and_the_best_epoch_is_saved_with_its_scores(run_config,
 
 
 def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, tmp_path, monkeypatch):
-    end_epoch, draw_curves, saved, drawn = run_state.Run.end_epoch, run_state.Run.draw_curves, [], []
+    end_epoch, draw_curves, saved, drawn = run_state.Run.save_epoch, run_state.Run.draw_curves, [], []
 
     def watched_end(run, row, *rest):
         end_epoch(run, row, *rest)
@@ -136,7 +136,7 @@ def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, 
         drawn.append(run.log[-1]["epoch"])
         draw_curves(run)
 
-    monkeypatch.setattr(run_state.Run, "end_epoch", watched_end)
+    monkeypatch.setattr(run_state.Run, "save_epoch", watched_end)
     monkeypatch.setattr(run_state.Run, "draw_curves", watched_draw)
     monkeypatch.setattr(run_state, "DRAW_EVERY", 1e9)
     train.main(run_config(epochs=3))

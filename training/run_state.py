@@ -18,7 +18,7 @@ DRAW_EVERY = 5  # seconds between two drawings of the curves: one takes 0.3 s, a
 
 
 @contextlib.contextmanager
-def hold_folder(output_dir):
+def lock_output_folder(output_dir):
     """Create `output_dir` and hold its lock. Raises ValueError if another run holds it. A folder left empty is removed."""
     if distributed.get_rank() > 0:  # rank 0 holds it for all
         yield
@@ -39,21 +39,21 @@ def hold_folder(output_dir):
 class Run:
     """A run's log and samples, and the files that hold them. All processes hold the same state; rank 0 writes.
 
-    `log`: one dict per epoch, epoch 0 is the evaluation before training. `samples`: {"epoch N": answers of the watched
-    questions}. A run saves after every epoch, and an epoch's order and dropout follow from (seed, epoch): a resumed
+    `log`: one dict per epoch, epoch 0 is the evaluation before training. `samples`: {"epoch N": answers to the
+    sample rows}. A run saves after every epoch, and an epoch's order and dropout follow from (seed, epoch): a resumed
     run therefore continues bit for bit (on a CPU).
     """
 
-    def __init__(self, output_dir, model, optimizer, scaler, header, earlier_stages, watched):
+    def __init__(self, output_dir, model, optimizer, scaler, header, earlier_stages, sample_rows):
         """`header`: checkpoint entries that stay the same during the run. `earlier_stages`: [(name, log)] for the curves.
-        `watched`: the rows (DataFrame) of samples.csv."""
+        `sample_rows`: the rows (DataFrame) of samples.csv."""
         self.folder, self.model, self.optimizer, self.scaler = Path(output_dir), model, optimizer, scaler
         self.header = {**header, "processes": distributed.get_world_size()}
         self.earlier_stages = earlier_stages
-        self.watched = watched[["question_id", "image_path", "question", "answer"]].reset_index(drop=True)
+        self.sample_rows = sample_rows[["question_id", "image_path", "question", "answer"]].reset_index(drop=True)
         self.log, self.samples, self.drawn_at = [], {}, -math.inf
 
-    def end_epoch(self, row, samples, finished):
+    def save_epoch(self, row, samples, finished):
         """Add the epoch's log row and its samples (list of str) and save everything."""
         improved = all(row["val_loss"] < earlier["val_loss"] for earlier in self.log)
         self.log.append(row)
@@ -81,7 +81,7 @@ class Run:
         with atomic_write(self.folder / "train_log.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False)
         with atomic_write(self.folder / "samples.csv") as temporary:
-            samples = pd.concat([self.watched, pd.DataFrame(self.samples)], axis=1)
+            samples = pd.concat([self.sample_rows, pd.DataFrame(self.samples)], axis=1)
             samples.to_csv(temporary, index=False, quoting=csv.QUOTE_ALL)
 
     def draw_curves(self):

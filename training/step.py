@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from common import distributed
-from common.device import fits_memory
+from common.device import explain_out_of_memory
 from vocab import PAD
 
 
@@ -26,7 +26,7 @@ def evaluate(model, dataset, batch_size, precision, order=None):
     order = torch.arange(len(dataset)) if order is None else order
     totals = torch.zeros(2, device=precision.device, dtype=torch.float64)  # nats, words
     for rows in order.split(2 * batch_size)[distributed.get_rank()::distributed.get_world_size()]:
-        with fits_memory(batch_size), precision.autocast():
+        with explain_out_of_memory(batch_size), precision.autocast():
             totals += torch.stack(answer_loss(model, dataset.batch(rows)))
     nats, words = distributed.all_reduce(totals).tolist()
     return nats / words
@@ -35,7 +35,7 @@ def evaluate(model, dataset, batch_size, precision, order=None):
 def train_step(model, batch, optimizer, scaler, precision, cfg, weight=1):
     """One optimizer step on `batch`; returns [summed loss, number of words] (2,), without synchronising the device.
 
-    `weight` 0 removes the batch from the mean: a process without rows of its own still takes part in the step.
+    `weight` is 0 if this process has no rows in this step: it takes part, but does not count.
     """
     # forward
     with precision.autocast():

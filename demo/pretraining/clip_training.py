@@ -4,6 +4,7 @@ A batch consists of families: a scene and copies that differ in one fact. To tel
 right color on the right thing in the right place. Captions are single statements and joined ones. A caption may be true
 of several images of a batch, and the loss knows of which.
 """
+import copy
 import signal
 import time
 
@@ -130,8 +131,8 @@ class Scenes:
 def build_clip():
     """An untrained CLIP with the sizes in MODEL."""
     import open_clip
-    sizes = {name: dict(part) if isinstance(part, dict) else part for name, part in MODEL.items()}
-    sizes["text_cfg"].pop("hf_tokenizer_name")
+    sizes = copy.deepcopy(MODEL)
+    del sizes["text_cfg"]["hf_tokenizer_name"]
     return open_clip.model.CLIP(**sizes)
 
 
@@ -204,36 +205,36 @@ def make_optimizers(model, learning_rate, muon_learning_rate, weight_decay):
                               lr=learning_rate, betas=(0.9, 0.98)))
 
 
-def train_clip(rank, world_size, address, scenes, held_out, steps, batch_size, learning_rate, muon_learning_rate,
-               weight_decay, seed, log, save, save_seconds):
-    """Train in one of `world_size` processes. Each draws its own batches of `batch_size`; gradients are averaged.
+def train_clip(rank, cfg, address, scenes, held_out, log, save):
+    """Train in one of `cfg.workers` processes. Each draws its own batches; gradients are averaged.
 
-    `address` is a file name for the rendezvous of the processes. Rank 0 calls `log(row)` every LOG_EVERY steps, and
-    `save(model)` every `save_seconds` and at the end.
+    `cfg`: the Config of pretrain_encoders.py. `address`: a file name for the rendezvous of the processes. Rank 0 calls
+    `log(row)` every LOG_EVERY steps, and `save(model)` every `cfg.save_seconds` and at the end.
     """
     if rank:  # the parent ends the others with SIGTERM; an inherited handler would wait for all_reduce
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # one process per core is faster than one process on two cores
-    torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=world_size)
-    torch.manual_seed(seed)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=cfg.workers)
+    torch.manual_seed(cfg.seed)
     model = build_clip()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizers = make_optimizers(model, learning_rate, muon_learning_rate, weight_decay)
+    optimizers = make_optimizers(model, cfg.clip_learning_rate, cfg.muon_learning_rate, cfg.weight_decay)
+    steps, families_per_batch = cfg.clip_steps, cfg.clip_batch_size // FAMILY
     warmup = max(1, min(150, steps // 10))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * max(0, step - warmup) / max(1, steps - warmup))) + 1e-3))
         for optimizer in optimizers]
-    rng = np.random.default_rng((seed, rank))
-    families, order, totals, saved = len(scenes) // FAMILY, np.array([], dtype=int), [], time.monotonic()
+    rng = np.random.default_rng((cfg.seed, rank))
+    order, totals, saved = np.array([], dtype=int), [], time.monotonic()
     bar = tqdm(range(1, steps + 1), desc="CLIP", unit="step", disable=rank > 0, mininterval=10)
     for step in bar:
-        if len(order) < batch_size // FAMILY:
-            order = np.concatenate([order, rng.permutation(families)])
-        picked, order = order[:batch_size // FAMILY], order[batch_size // FAMILY:]
+        if len(order) < families_per_batch:
+            order = np.concatenate([order, rng.permutation(len(scenes) // FAMILY)])
+        picked, order = order[:families_per_batch], order[families_per_batch:]
         loss, right = total_loss(model, scenes.batch((picked[:, None] * FAMILY + np.arange(FAMILY)).ravel(), rng))
         model.zero_grad()
         loss.backward()
-        average_gradients(parameters, world_size)
+        average_gradients(parameters, cfg.workers)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
@@ -246,7 +247,7 @@ def train_clip(rank, world_size, address, scenes, held_out, steps, batch_size, l
             log({"step": step, "loss": mean_loss, "batch_accuracy": accuracy, "held_out_retrieval": retrieval,
                  "learning_rate": schedules[-1].get_last_lr()[0]})
             bar.set_postfix(loss=f"{mean_loss:.3f}", right=f"{accuracy:.3f}")
-            if time.monotonic() - saved > save_seconds or step == steps:
+            if time.monotonic() - saved > cfg.save_seconds or step == steps:
                 save(model)
                 saved = time.monotonic()
     torch.distributed.destroy_process_group()

@@ -38,21 +38,25 @@ def train_tokenizer(texts):
                              model_max_length=CONTEXT)
 
 
-def train_gpt2(texts, held_out, steps, batch_size, learning_rate, seed, log):
-    """Train on `texts`. Returns the language model and its tokenizer. Calls `log(row)` every LOG_EVERY steps."""
+def train_gpt2(texts, held_out, cfg, log):
+    """Train on `texts`. Returns the language model and its tokenizer. Calls `log(row)` every LOG_EVERY steps.
+
+    `cfg`: the Config of pretrain_encoders.py.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
-    torch.manual_seed(seed)
+    torch.manual_seed(cfg.seed)
+    steps = cfg.gpt2_steps
     tokenizer = train_tokenizer(texts)
     end = tokenizer.convert_tokens_to_ids(END)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **MODEL))
     ids, held_out_ids = (encode(tokenizer, part, end) for part in (texts, held_out))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.gpt2_learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.gpt2_learning_rate, total_steps=steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(cfg.seed)
     total = 0.0
     bar = tqdm(range(1, steps + 1), desc="GPT-2", unit="step")
     for step in bar:
-        loss = lm_loss(model, ids[torch.randint(len(ids), (batch_size,), generator=generator)])
+        loss = lm_loss(model, ids[torch.randint(len(ids), (cfg.gpt2_batch_size,), generator=generator)])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

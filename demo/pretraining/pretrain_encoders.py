@@ -18,10 +18,10 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, for imports
 
 import torch
+from tqdm.contrib.concurrent import process_map
 
 from common import settings
 from common.files import atomic_write, write_json
-from demo.make_scenes import draw_all
 from demo.pretraining import captions, clip_training, gpt2_training
 
 HELD_OUT_FAMILIES, HELD_OUT_TEXTS = 100, 200
@@ -97,8 +97,7 @@ def pretrain_gpt2(cfg, folder):
     """Train tokenizer and language model, and save both. The weights are saved in fp16."""
     texts = gpt2_training.question_texts(cfg.num_texts, cfg.seed)
     held_out = gpt2_training.question_texts(HELD_OUT_TEXTS, f"held out {cfg.seed}")
-    model, tokenizer = gpt2_training.train_gpt2(texts, held_out, cfg.gpt2_steps, cfg.gpt2_batch_size,
-                                                cfg.gpt2_learning_rate, cfg.seed, Log(folder / "gpt2_log.csv"))
+    model, tokenizer = gpt2_training.train_gpt2(texts, held_out, cfg, Log(folder / "gpt2_log.csv"))
     model.transformer.half().save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
 
@@ -106,15 +105,15 @@ def pretrain_gpt2(cfg, folder):
 def pretrain_clip(cfg, folder):
     """Draw the families, then train CLIP in `cfg.workers` processes."""
     draw = partial(clip_training.render_family, seed=cfg.seed)
-    scenes = clip_training.Scenes(draw_all(draw, range(cfg.num_families), cfg.workers, "families"))
+    scenes = clip_training.Scenes(process_map(draw, range(cfg.num_families), max_workers=cfg.workers, chunksize=32,
+                                              desc="families", unit=" families"))
     draw = partial(clip_training.render_family, seed=f"held out {cfg.seed}")
     held_out = clip_training.Scenes([draw(number) for number in range(HELD_OUT_FAMILIES)])
     print(f"{len(scenes)} images, {len(scenes.index)} statements; {len(held_out)} images held out")
     context = multiprocessing.get_context("fork")  # forked processes share the images in memory
     with tempfile.TemporaryDirectory() as temporary:
-        arguments = (cfg.workers, f"{temporary}/address", scenes, held_out, cfg.clip_steps, cfg.clip_batch_size,
-                     cfg.clip_learning_rate, cfg.muon_learning_rate, cfg.weight_decay, cfg.seed,
-                     Log(folder / "clip_log.csv"), partial(save_clip, folder=folder / "clip"), cfg.save_seconds)
+        arguments = (cfg, f"{temporary}/address", scenes, held_out, Log(folder / "clip_log.csv"),
+                     partial(save_clip, folder=folder / "clip"))
         others = [context.Process(target=clip_training.train_clip, args=(rank, *arguments), daemon=True)
                   for rank in range(1, cfg.workers)]
         for process in others:
