@@ -1,4 +1,5 @@
 """download/official.py: zips that break off, have another content than the published one, or hold something bad."""
+import functools
 import gzip
 import hashlib
 import itertools
@@ -79,8 +80,8 @@ def test_a_zip_with_another_sha256_is_refused_and_deleted(fetch, zips, tmp_path)
 
 
 def test_the_progress_bar_of_a_zip_shows_bytes_and_rate(zips, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(official, "tqdm", tqdm)
-    with ImageServer(zips, faults={ZIP: ["cut"]}) as server:
+    monkeypatch.setattr(official, "tqdm", functools.partial(tqdm, disable=False))
+    with ImageServer(zips, faults={ZIP: ["broken"]}) as server:
         official.download_zip(f"{server.url}/vqa/{ZIP}", tmp_path / "zip", None)
     assert re.search(r"downloading: 100%.* [\d.]+k/[\d.]+k .*B/s\]", capsys.readouterr().err)
 
