@@ -55,6 +55,8 @@ def start(*command, cwd, **environment):
     """A Python process in a process group of its own, as a terminal starts it: start(ROOT / "train.py", "--epochs", 1)."""
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True,
+                            # a background job of a shell ignores SIGINT, and its children inherit that
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                             env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
 
 
