@@ -13,8 +13,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 TIMEOUTS = (5, 15)  # seconds to connect, and to wait for the next bytes
-NUM_RETRIES = 5  # of a request that got no usable answer
-BACKOFF = 0.5  # seconds: the retries wait for 0, 1, 2, 4 and 8 s
+NUM_RETRIES = 6  # of a request that got no usable answer; with 5 a busy server still loses images
+BACKOFF = 0.5  # seconds: the retries wait for 0, 1, 2, 4, 8 and 16 s
 MAX_RETRY_AFTER = 60  # seconds: the longest wait that a Retry-After header can ask for
 RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses worth a retry
 MAX_REDIRECTS = 5
