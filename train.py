@@ -78,7 +78,7 @@ class Config(LoopConfig, ModelConfig):
     min_word_freq: int = 2
     """a word enters the answer vocabulary if the training answers hold it this often"""
     answer_sampling: Literal["majority", "humans"] = "majority"
-    """teach the label, or in each epoch one of the human answers with at least as many words as the shortest label"""
+    """teach the label, or in each epoch one of the annotators' answers with at least as many words as the shortest label"""
 
 
 BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_only"}
