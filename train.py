@@ -93,41 +93,20 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. Returns the log: one
     dict per epoch, epoch 0 is before training. Same seed, same machine: same weights and losses, resumed or not (on CPU).
     """
-    train_set, val_set = datasets["train"], datasets["val"]
-    optimizer, scaler = make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler()
-    # the same few validation questions are answered after every epoch: one can watch the model learn
-    samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
-    header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
-              "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
-                       "images": train_set.store.pixels_key}}
-    run = Run(cfg.output_dir, model, optimizer, scaler, header, earlier_stages, val_set.rows.iloc[samples])
-    # the training loss is measured like the validation loss, on as many rows, always the same ones
-    train_sample = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
+    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages)
     parallel_model = distributed.data_parallel(model)
-
-    def evaluate_epoch(epoch, started, num_samples, mean_factor):
-        seconds = time.time() - started
-        train_loss = evaluate(model, train_set, cfg.batch_size, precision, train_sample)
-        val_loss = evaluate(model, val_set, cfg.batch_size, precision)
-        require_progress(val_loss, f"epoch {epoch}, after its last step", run)
-        texts = [answer.text for answer in answer_dataset(model, val_set, precision)]
-        # steps of this epoch that were skipped because fp16 gradients overflowed
-        overflows = epoch * steps_per_epoch(train_set, cfg) - steps_taken(optimizer) - sum(row["overflows"] for row in run.log)
-        row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss,
-               **validation_scores(texts, val_set.rows["answer"]), **learning_rates_of(optimizer, mean_factor),
-               "overflows": overflows, "seconds": round(time.time() - started, 2),
-               "samples_per_s": round(num_samples / max(seconds, 1e-9), 1)}
-        run.save_epoch(row, [texts[index] for index in samples], is_finished([*run.log, row], cfg.epochs, cfg.patience))
-
+    # start from last.pt, or measure the untrained model: a broken evaluation fails before the first step
     if cfg.resume:
         run.resume()
     else:
-        evaluate_epoch(0, time.time(), 0, 0.0)
+        evaluate_epoch(0, time.time(), 0, 0.0, datasets, run, cfg, precision)
     while not is_finished(run.log, cfg.epochs, cfg.patience):
         epoch, started = run.log[-1]["epoch"] + 1, time.time()
         try:
-            mean_factor = train_epoch(epoch, parallel_model, train_set, run, cfg, precision)
-            evaluate_epoch(epoch, started, len(train_set), mean_factor)
+            # train one epoch, then measure and save it
+            mean_factor = train_epoch(epoch, parallel_model, datasets["train"], run, cfg, precision)
+            samples_per_s = len(datasets["train"]) / (time.time() - started)
+            evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cfg, precision)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; the epochs before it are saved: the same "
                                     "command with --resume continues") from None
@@ -135,6 +114,36 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     print(f"best epoch {best['epoch']} of {run.log[-1]['epoch']}: validation loss {best['val_loss']:.4f}, "
           f"checkpoint {run.folder / 'vqa_checkpoint.pt'}")
     return run.log
+
+
+def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages):
+    """The Run of a training, with a fresh optimizer, and the checkpoint entries that stay the same."""
+    train_set, val_set = datasets["train"], datasets["val"]
+    header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
+              "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
+                       "images": train_set.store.pixels_key}}
+    # the same few validation questions are answered after every epoch: one can watch the model learn
+    samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
+    return Run(cfg.output_dir, model, make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler(), header,
+               earlier_stages, val_set.rows.iloc[samples])
+
+
+def evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cfg, precision):
+    """Measure both losses, answer the validation questions, save the epoch. `mean_factor`: of the learning rates."""
+    model, train_set, val_set = run.model, datasets["train"], datasets["val"]
+    # the training loss is measured like the validation loss, on as many rows, always the same ones
+    train_sample = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values
+    train_loss = evaluate(model, train_set, cfg.batch_size, precision, train_sample)
+    val_loss = evaluate(model, val_set, cfg.batch_size, precision)
+    require_progress(val_loss, f"epoch {epoch}, after its last step", run)
+    texts = [answer.text for answer in answer_dataset(model, val_set, precision)]
+    # steps of this epoch that were skipped because fp16 gradients overflowed
+    overflows = epoch * steps_per_epoch(train_set, cfg) - steps_taken(run.optimizer) - sum(row["overflows"] for row in run.log)
+    row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, **validation_scores(texts, val_set.rows["answer"]),
+           **learning_rates_of(run.optimizer, mean_factor), "overflows": overflows,
+           "seconds": round(time.time() - started, 2), "samples_per_s": round(samples_per_s, 1)}
+    finished = is_finished([*run.log, row], cfg.epochs, cfg.patience)
+    run.save_epoch(row, [texts[index] for index in run.sample_rows.index], finished)
 
 
 def train_epoch(epoch, model, dataset, run, cfg, precision):

@@ -50,7 +50,7 @@ class Run:
         self.folder, self.model, self.optimizer, self.scaler = Path(output_dir), model, optimizer, scaler
         self.header = {**header, "processes": distributed.get_world_size()}
         self.earlier_stages = earlier_stages
-        self.sample_rows = sample_rows[["question_id", "image_path", "question", "answer"]].reset_index(drop=True)
+        self.sample_rows = sample_rows[["question_id", "image_path", "question", "answer"]]
         self.log, self.samples, self.drawn_at = [], {}, -math.inf
 
     def save_epoch(self, row, samples, finished):
@@ -81,7 +81,7 @@ class Run:
         with atomic_write(self.folder / "train_log.csv") as temporary:
             pd.DataFrame(self.log).to_csv(temporary, index=False)
         with atomic_write(self.folder / "samples.csv") as temporary:
-            samples = pd.concat([self.sample_rows, pd.DataFrame(self.samples)], axis=1)
+            samples = pd.concat([self.sample_rows.reset_index(drop=True), pd.DataFrame(self.samples)], axis=1)
             samples.to_csv(temporary, index=False, quoting=csv.QUOTE_ALL)
 
     def draw_curves(self):
