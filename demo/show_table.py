@@ -42,7 +42,7 @@ def main(cfg):
     prior = max(stage_2["floors"][name][HEADLINE]["value"] for name in PRIORS)
     print(f"stage 2 reaches {100 * (model - prior) / (human - prior):.0f} % of the way from the better most-frequent floor to "
           f"one annotator; with a wrong image its score is {wrong_image - prior:+.1f} relative to that floor")
-    print(f"stage 2 {stage_2['verdict']}")
+    print(f"stage 2 {stage_2['verdict'].replace('_', ' ')}")
     print(f"\nanswers  {results[1]}\nscores   {cfg.stage_2}_metrics.json\nimages   {cfg.results_dir}/overview.png\n"
           f"gallery  {cfg.results_dir}/index.html")
 

@@ -82,6 +82,10 @@ def load_model(path):
     checkpoint = read_checkpoint(path)
     try:
         vocab, config, names = Vocab(checkpoint["vocab"]), ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
+        try:
+            config.check_choices()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}: use the code that it was trained with") from error
         encoders = load_encoders(names["clip_model"], names["clip_pretrained"], names["gpt2_model"])
         require_same_encoders(names, encoders.describe(), path)
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), config)
