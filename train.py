@@ -223,7 +223,8 @@ def main(cfg):
     distributed.init_process_group(precision.device)
     with lock_output_folder(cfg.output_dir):
         rows = read_rows(cfg.data_dir)
-        vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)
+        vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq,
+                            whole_answers=cfg.decoder == "classifier")
         print(f"vocabulary: {len(vocab)} words")
         encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
         torch.manual_seed(cfg.seed)
