@@ -47,9 +47,9 @@ def _draw_score(axes, y, bar):
         number += f"  [{bar['ci95'][0]:.1f}, {bar['ci95'][1]:.1f}]"
     axes.plot([value], [y], marker="o", markersize=4.5, color=INK, zorder=5)
     beside = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(-0.75, y - 0.17, bar["label"], weight="bold", size=9.5, **beside)
+    axes.text(-0.75, y - 0.2, bar["label"], weight="bold", size=9.5, **beside)
     separator = " · " if sum(map(len, bar["ends"])) <= ENDS_LINE else "\n"
-    axes.text(-0.75, y + 0.09, separator.join(bar["ends"]), color=MUTED, size=7.5, **beside | {"va": "top"})
+    axes.text(-0.75, y + 0.05, separator.join(bar["ends"]), color=MUTED, size=7.5, **beside | {"va": "top"})
     axes.text(1.03, y, number, size=9, **beside)
 
 
