@@ -176,7 +176,7 @@ def train_epoch(epoch, model, dataset, run, cfg, precision):
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 loss = (totals[0] / totals[1].clamp(min=1)).item()
                 require_progress(loss, f"epoch {epoch}, up to step {step + 1}", run)
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix_str(f"smoothed loss={loss:.3f}", refresh=False)  # with label smoothing and dropout
     return sum(factors) / steps
 
 
