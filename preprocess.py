@@ -17,7 +17,7 @@ import torch
 from common.files import SPLITS
 from features.pixels import decode_images
 from features.store import build_store
-from vocab import PAD, tokenize
+from vocab import PAD
 
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
@@ -218,7 +218,7 @@ def rows_of_split(rows, split):
 
 def report_answers(rows, vocab, answer_max_len):
     """Print how many answers of `rows` are truncated, and how many of their words are not in the vocabulary."""
-    tokens = [tokenize(answer) for answer in rows["answer"]]
+    tokens = [vocab.tokenize(answer) for answer in rows["answer"]]
     truncated = sum(len(words) > answer_max_len - 1 for words in tokens)
     unknown = sum(word not in vocab.ids for words in tokens for word in words)
     total = sum(map(len, tokens))
