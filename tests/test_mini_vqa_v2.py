@@ -14,7 +14,8 @@ from PIL import Image
 
 import download.images
 import mini_vqa_v2
-from mini_vqa_v2 import COLUMNS, Config, choose_split, majority_answer
+from mini_vqa_v2 import COLUMNS, Config, choose_split, held_out_labels, majority_answer
+from preprocess import read_held_out
 
 SHARED = ROOT.parent / "shared/data/vqa_v2_text"
 run, short_waits = builder.run, builder.short_waits  # fixtures
@@ -49,7 +50,7 @@ def test_vqa_v2_with_downloaded_images_is_the_same_under_another_hash_seed(run, 
         text = run(*flags)
         run_script("mini_vqa_v2.py", *flags, "--output-dir", tmp_path / "again", PYTHONHASHSEED="1")
         assert sorted(server.paths) == sorted(2 * [f"/train2014/COCO_train2014_{key:012d}.jpg" for key in kept])
-    for name in ("metadata.csv", "qa_pairs.json"):
+    for name in ("metadata.csv", "qa_pairs.json", "held_out_annotators.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 503  # facts.md
@@ -78,6 +79,58 @@ def test_majority_answer_and_ties(answers, choice, expected):
     for seed in range(5):
         shuffled = random.Random(seed).sample(answers, len(answers))
         assert majority_answer(shuffled, choice) == expected
+
+
+A, B = "a red kite", "blue kite now"
+
+
+@pytest.mark.parametrize(("answers", "expected"), [
+    ([A] * 3 + list("bcdefgh"), [None] * 3 + [A] * 7),       # without one of its three givers the label has two votes
+    ([A] * 4 + [B] * 4 + ["c"] * 2, [B] * 4 + [A] * 6),      # a tie of the others goes to the alphabetically first
+    (["kite"] * 4 + [B] * 4 + ["c"] * 2, [B] * 4 + [None] * 4 + [B] * 2),
+    (["kite"] * 4 + [A] * 3 + ["c"] * 3, [A] * 4 + [None] * 6),
+    ([A, B], [B, A]), ([A, A, B], [None, None, A]),          # of one other annotator one vote is needed, of two both
+    ([A], [None]),
+])
+def test_held_out_labels_by_hand(answers, expected):
+    assert held_out_labels(answers, Config()) == expected
+
+
+def test_no_annotator_chose_the_own_label(run, tmp_path):
+    """VQA's choice breaks a tie of all ten, but not of nine: the tenth took part in it. A dropped question has an entry if
+    one set of nine would keep it."""
+    entries = many_entries(60) + [entry(9001, answers=[A] * 4 + [B] * 4 + ["c"] * 2, choice=B),
+                                  entry(9011, answers=[A] * 4 + ["a kite"] * 4 + ["c"] * 2, choice="a kite"),
+                                  entry(9021, answers=[A])]
+    run("--vqa-dir", write_official(tmp_path / "vqa", entries), "--no-pictures")
+    label_of = {row["question_id"]: row["answer"] for row in read_rows(tmp_path / "out")}
+    held_out = {item["question_id"]: item for item in read_held_out(tmp_path / "out")}
+    assert label_of["9001"] == B and "9011" not in label_of and label_of["9021"] == A
+    assert held_out[9001]["labels"] == [B] * 4 + [A] * 6
+    assert held_out[9011] == {"question_id": 9011, "image_id": 901, "split": choose_split(901, 42, 0.1, 0.1),
+                              "answers": [A] * 4 + ["a kite"] * 4 + ["c"] * 2, "labels": [None] * 4 + [A] * 4 + [None] * 2}
+    assert 9021 not in held_out and list(held_out) == sorted(held_out)
+    in_test = read_held_out(tmp_path / "out" / "metadata.csv", "test")  # lies beside this CSV
+    assert in_test and in_test == [item for item in held_out.values() if item["split"] == "test"]
+
+
+@pytest.mark.parametrize("change", [
+    lambda item: item.pop("labels"), lambda item: item.update(split="all"), lambda item: item.update(image_id=None),
+    lambda item: item.update(labels=[A]), lambda item: item.update(labels=[None, None]),
+    lambda item: item.update(labels=[A, 3]), lambda item: item.update(labels=A),
+    lambda item: item.update(answers=[A, None]), lambda item: item.update(answers=None)])
+def test_damaged_held_out_annotators_end_in_one_line(change, tmp_path):
+    assert read_held_out(tmp_path) == []
+    item = {"question_id": 1, "image_id": 2, "split": "test", "answers": [A, B], "labels": [None, A]}
+    path = tmp_path / "held_out_annotators.json"
+    path.write_text(json.dumps([item]))
+    assert read_held_out(tmp_path, "test") == [item] and read_held_out(tmp_path, "val") == []
+    change(item)
+    for content in (json.dumps([item]), json.dumps([item])[:-9], "[7]", "null"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="held_out_annotators.json is not what mini_vqa_v2.py writes") as error:
+            read_held_out(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_each_reason_is_counted_and_few_annotators_need_less_agreement(run, tmp_path):
@@ -143,6 +196,8 @@ def test_max_questions_takes_the_same_questions_in_any_file_order(run, tmp_path)
         text = run("--vqa-dir", folder, "--no-pictures", "--max-questions", 90)
         assert "dropped 110: beyond the first 90 (--max-questions)" in text
         chosen.append((tmp_path / "out" / "metadata.csv").read_bytes())
+        kept = {int(row["question_id"]) for row in read_rows(tmp_path / "out")}
+        assert {item["question_id"] for item in read_held_out(tmp_path / "out")} == kept
     assert chosen[0] == chosen[1] and chosen[0].count(b"\n") == 91
     ninety = {row["question_id"] for row in read_rows(tmp_path / "out")}
     run("--vqa-dir", folder, "--no-pictures", "--max-questions", 120)
