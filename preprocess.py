@@ -182,13 +182,14 @@ def refuse_damage(json_path):
 
 
 def read_held_out(data_dir, split=None):
-    """The entries of held_out_annotators.json, of one split or of all; [] if the data has no such file.
+    """The entries of held_out_annotators.json, of one split or of all; [] for a CSV of your own, or without the file.
 
     An entry is a dict with question_id, image_id, split, answers (all annotations) and labels: for each annotator the
     label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes.
     """
     json_path = data_folder(data_dir) / "held_out_annotators.json"
-    if not json_path.is_file():
+    own_csv = is_csv(data_dir) and Path(data_dir).name != "metadata.csv"
+    if own_csv or not json_path.is_file():
         return []
     with refuse_damage(json_path):
         entries = json.loads(json_path.read_text(encoding="utf-8"))

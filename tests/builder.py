@@ -103,6 +103,7 @@ def assert_complete(folder):
     """All images of NAMES, byte by byte, nothing else, and a manifest that lists them."""
     found = {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
     assert found == {name: draw_jpeg(name) for name in NAMES}
-    assert sorted(path.name for path in folder.iterdir()) == ["images", "manifest.csv", "metadata.csv", "qa_pairs.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["held_out_annotators.json", "images", "manifest.csv",
+                                                              "metadata.csv", "qa_pairs.json"]
     lines = [f"{name},{len(body)},{hashlib.sha256(body).hexdigest()},ok\n" for name, body in sorted(found.items())]
     assert (folder / "manifest.csv").read_text() == "".join(["name,bytes,sha256,status\n", *lines])

@@ -237,7 +237,7 @@ def test_kills_at_random_moments_end_in_the_same_bytes(tmp_path):
     rng, hit, num_builds = random.Random(5), Counter(), 0
     with ImageServer(delay=0.04) as server:
         undisturbed = Build(server, vqa_dir, tmp_path / "undisturbed").finish()
-        assert len(undisturbed) == 120 + 3  # manifest.csv, metadata.csv and qa_pairs.json
+        assert len(undisturbed) == 120 + 4  # manifest.csv, metadata.csv and the two JSON files
         build = Build(server, vqa_dir, tmp_path / "0")
         while hit.total() < 25:
             process = build.start()
