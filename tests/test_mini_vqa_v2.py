@@ -110,6 +110,7 @@ def test_no_annotator_chose_the_own_label(run, tmp_path):
     assert held_out[9011] == {"question_id": 9011, "image_id": 901, "split": choose_split(901, 42, 0.1, 0.1),
                               "answers": [A] * 4 + ["a kite"] * 4 + ["c"] * 2, "labels": [None] * 4 + [A] * 4 + [None] * 2}
     assert 9021 not in held_out and list(held_out) == sorted(held_out)
+    assert read_held_out(tmp_path / "out" / "my_own.csv") == []  # other rows: the file does not describe them
     in_test = read_held_out(tmp_path / "out" / "metadata.csv", "test")  # lies beside this CSV
     assert in_test and in_test == [item for item in held_out.values() if item["split"] == "test"]
 
