@@ -268,7 +268,7 @@ def test_the_width_over_seeds_is_that_of_a_mean_of_independent_seeds():
     widths = []
     for _ in range(150):
         differences = seeds_and_images(generator, num_seeds, 1, 0, 0, 5)
-        _, low, high = bootstrap.difference_over_seeds(differences, np.zeros_like(differences), range(5))
+        _, low, high = bootstrap.difference_over_seeds(differences, np.zeros_like(differences), range(5), draws=1000)
         widths.append((high - low) ** 2)
     assert np.mean(widths) ** 0.5 == pytest.approx(2 * 1.96 / num_seeds ** 0.5, rel=0.04)
 
@@ -276,11 +276,11 @@ def test_the_width_over_seeds_is_that_of_a_mean_of_independent_seeds():
 @pytest.mark.parametrize("seed_sd, image_sd, both_sd", [(0.4, 0.3, 0.5), (0.3, 0.5, 0.2)])
 def test_the_interval_over_seeds_and_images_covers_95_percent(seed_sd, image_sd, both_sd):
     generator, covered = np.random.default_rng(7), 0
-    for _ in range(200):
+    for _ in range(400):
         differences = seeds_and_images(generator, 5, seed_sd, image_sd, both_sd)
-        _, low, high = bootstrap.difference_over_seeds(differences, np.zeros_like(differences), range(60))
+        _, low, high = bootstrap.difference_over_seeds(differences, np.zeros_like(differences), range(60), draws=500)
         covered += low <= 0 <= high
-    assert 0.92 <= covered / 200 <= 0.98
+    assert 0.92 <= covered / 400 <= 0.98
 
 
 @pytest.mark.parametrize("images, expected", [
