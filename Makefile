@@ -2,7 +2,7 @@
 # make demo-data  only the demo's data set
 # make test       lint and tests
 # make test-slow  slow tests: repeated kills, fuzzing, data of VQA v2's size
-# make ablations  trains and scores ten variants of the demo with three seeds each; about an hour on two cores
+# make ablations  trains and scores fourteen variants of the demo with three seeds each; about an hour on two cores
 # make lint       only lint (ruff)
 # make install    only the installation into .venv
 # make clean      deletes the output of demo, ablations and benchmarks; keeps .venv and all other runs
@@ -15,7 +15,8 @@ DEMO_FINE_TUNE = --epochs 4 --patience 5 --weight-decay 0.05 \
   --learning-rate 1e-3 --clip-learning-rate 1e-3 --gpt2-learning-rate 1e-3
 STAGE_1 = output/demo/feature_extraction
 STAGE_2 = output/demo/fine_tuning
-DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint output/demo/question_only/vqa_checkpoint.pt
+QUESTION_ONLY = output/demo/question_only
+DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint $(QUESTION_ONLY)/vqa_checkpoint.pt
 
 .PHONY: demo demo-data test test-slow ablations lint clean install
 
@@ -36,6 +37,7 @@ demo: .venv/installed demo-data
 	$(PY) train.py $(DEMO_DATA) --output-dir $(STAGE_1) $(DEMO_TRAIN)
 	$(PY) fine_tune.py $(DEMO_DATA) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --output-dir $(STAGE_2) \
 	  --clip-layers 4 --gpt2-layers 4 $(DEMO_FINE_TUNE)
+	$(PY) train.py $(DEMO_DATA) --inputs question --output-dir $(QUESTION_ONLY) $(DEMO_TRAIN)
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --results-dir results/demo/stage_1 \
 	  --results-csv output/demo/stage_1_results.csv --metrics-json output/demo/stage_1_metrics.json
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_2)/vqa_checkpoint.pt --results-dir results/demo \

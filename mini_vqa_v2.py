@@ -1,8 +1,8 @@
 """Build the mini VQA v2 data set: questions whose most frequent answer is a phrase that several annotators gave.
 
 Reads the official VQA v2 files from --vqa-dir and the COCO images from --image-dir; downloads what is missing.
-Writes images/, qa_pairs.json and, last, metadata.csv into --output-dir; also manifest.csv (size and sha256 of each
-image) and, if images are missing, missing.csv. The same command continues a run that was stopped.
+Writes images/, qa_pairs.json, held_out_annotators.json and, last, metadata.csv into --output-dir; also manifest.csv (size
+and sha256 of each image) and, if images are missing, missing.csv. The same command continues a run that was stopped.
 Prints how many rows were read, kept, and dropped for each reason, and the images and rows per split.
 """
 import csv
@@ -26,7 +26,7 @@ class Config:
     image_dir: str | None = None
     """folder of COCO images, in it or in its subfolder SUBSET; none = the needed images are downloaded"""
     output_dir: str = "mini_vqa_v2"
-    """folder for images/, metadata.csv and qa_pairs.json"""
+    """folder for images/, metadata.csv, qa_pairs.json and held_out_annotators.json"""
     subset: Literal["train2014", "val2014"] = "train2014"
     """part of VQA v2 and COCO to use"""
     base_url: str = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
@@ -34,7 +34,7 @@ class Config:
     image_url: str = "http://images.cocodataset.org"
     """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_%012d.jpg"""
     pictures: bool = True
-    """link or download the images; with --no-pictures only metadata.csv and qa_pairs.json are written"""
+    """link or download the images; with --no-pictures only the text files are written"""
     min_answer_words: int = 3
     """fewest words of a label that is kept, separated by white space"""
     min_agreement: int = 3
@@ -56,9 +56,7 @@ COLUMNS = ("image_id", "question_id", "question", "answer", "image_path", "split
 
 def main(cfg):
     check_settings(cfg)
-    rows = label_rows(read_official(cfg, "questions"), read_official(cfg, "annotations"), cfg)
-    if cfg.max_questions > 0:
-        rows = limit_rows(rows, cfg.max_questions)
+    rows, held_out = read_rows(cfg)
     check_splits(rows, cfg)
     output_dir = Path(cfg.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -71,7 +69,7 @@ def main(cfg):
         for split in SPLITS:
             images = [row["image_id"] for row in rows if row["split"] == split]
             print(f"{split}: {len(set(images))} images, {len(images)} rows")
-        write_dataset(rows, output_dir)
+        write_dataset(rows, held_out, output_dir)
 
 
 def check_settings(cfg):
@@ -88,6 +86,17 @@ def check_settings(cfg):
             raise ValueError(f"{flag} {folder} is not a folder")
     if cfg.pictures and cfg.image_dir is not None and not Path(cfg.image_dir).exists():
         raise FileNotFoundError(f"--image-dir {cfg.image_dir} does not exist; without the flag the images are downloaded")
+
+
+def read_rows(cfg):
+    """(rows of metadata.csv, entries of held_out_annotators.json), at most --max-questions of each."""
+    questions, annotations = read_official(cfg, "questions"), read_official(cfg, "annotations")
+    rows, held_out = label_rows(questions, annotations, cfg), held_out_rows(questions, annotations, cfg)
+    if cfg.max_questions > 0:
+        dropped = max(0, len(rows) - cfg.max_questions)
+        print(f"dropped {dropped}: beyond the first {cfg.max_questions} (--max-questions)")
+        rows, held_out = limit_rows(rows, cfg.max_questions), limit_rows(held_out, cfg.max_questions)
+    return rows, held_out
 
 
 def read_official(cfg, kind):
@@ -132,9 +141,9 @@ def label_rows(questions, annotations, cfg):
             raise ValueError(f"{where} has no list of answers; check the files in --vqa-dir")
         answers = [field({"answer": answer}, "answer", str, where) for answer in answers]
         label, agreement = majority_answer(answers, annotation.get("multiple_choice_answer"))
-        if len(label.split()) < cfg.min_answer_words:
+        if not long_enough(label, cfg):
             dropped[too_short] += 1
-        elif agreement < min(cfg.min_agreement, len(answers)):
+        elif not agreed_enough(agreement, len(answers), cfg):
             dropped[disputed] += 1
         else:
             row = make_row(questions[question_id], annotation, where, cfg)
@@ -147,12 +156,54 @@ def label_rows(questions, annotations, cfg):
     return rows
 
 
+def long_enough(label, cfg):
+    return len(label.split()) >= cfg.min_answer_words
+
+
+def agreed_enough(agreement, num_answers, cfg):
+    return agreement >= min(cfg.min_agreement, num_answers)
+
+
 def majority_answer(answers, multiple_choice_answer):
     """(most frequent answer, how many gave it). A tie goes to VQA's choice if tied, else to the alphabetically first."""
     counts = Counter(answers)
     agreement = max(counts.values())
     tied = sorted(answer for answer, count in counts.items() if count == agreement)
     return (multiple_choice_answer if multiple_choice_answer in tied else tied[0]), agreement
+
+
+def held_out_rows(questions, annotations, cfg):
+    """The questions that at least one set of all annotators but one would keep, by question id, with `held_out_labels`.
+
+    A score of one annotator from these labels is fair: the annotator's own vote chose neither the label nor the row.
+    Call it after `label_rows`, which checks the answers.
+    """
+    rows = []
+    for question_id in sorted(questions.keys() & annotations.keys()):
+        answers = annotations[question_id]["answers"]
+        labels = held_out_labels(answers, cfg)
+        if any(label is not None for label in labels):
+            row = make_row(questions[question_id], annotations[question_id], f"question {question_id}", cfg)
+            rows.append({"question_id": question_id, "image_id": row["image_id"], "split": row["split"],
+                         "answers": answers, "labels": labels})
+    return rows
+
+
+def held_out_labels(answers, cfg):
+    """For each annotator the label that the others choose by the same rules; None if the others would not keep the row.
+
+    A tie of the others goes to the alphabetically first answer. VQA's choice does not count: the annotator who is left
+    out took part in it. One annotation alone has no others.
+    """
+    if len(answers) < 2 or not any(long_enough(text, cfg) for text in answers):
+        return [None] * len(answers)
+    labels = {}
+    for text in dict.fromkeys(answers):  # annotators with equal answers leave equal others
+        others = list(answers)
+        others.remove(text)
+        label, agreement = majority_answer(others, None)
+        labels[text] = label if long_enough(label, cfg) and agreed_enough(agreement, len(others), cfg) else None
+    return [labels[text] for text in answers]
 
 
 def make_row(question, annotation, where, cfg):
@@ -179,7 +230,6 @@ def choose_split(image_id, seed, val_fraction, test_fraction):
 def limit_rows(rows, max_questions):
     """At most `max_questions` rows, chosen by a hash of the question id and ordered by it."""
     hashed = sorted(rows, key=lambda row: hashlib.sha256(f"question {row['question_id']}".encode()).digest())
-    print(f"dropped {max(0, len(rows) - max_questions)}: beyond the first {max_questions} (--max-questions)")
     return sorted(hashed[:max_questions], key=lambda row: row["question_id"])
 
 
@@ -201,15 +251,16 @@ def keep_rows_with_image(rows, cfg):
     return kept
 
 
-def write_dataset(rows, output_dir):
-    """Write qa_pairs.json, then metadata.csv: an interrupted run leaves no metadata.csv."""
+def write_dataset(rows, held_out, output_dir):
+    """Write the two JSON files, then metadata.csv: an interrupted run leaves no metadata.csv."""
     with atomic_write(output_dir / "metadata.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         stream.write(",".join(COLUMNS) + "\n")
         # all texts are quoted: csv would leave a single carriage return unquoted, which readers take for a line end
         writer = csv.DictWriter(stream, COLUMNS, "", "ignore", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerows(rows)
         write_json(output_dir / "qa_pairs.json", [{name: row[name] for name in (*COLUMNS, "answers")} for row in rows])
-    print(f"wrote {output_dir / 'qa_pairs.json'} and {output_dir / 'metadata.csv'}")
+        write_json(output_dir / "held_out_annotators.json", held_out)
+    print(f"wrote metadata.csv, qa_pairs.json and held_out_annotators.json into {output_dir}")
 
 
 if __name__ == "__main__":

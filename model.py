@@ -31,13 +31,27 @@ class GatedFusion(nn.Module):
     def forward(self, image, question):
         """image, question (B, H) -> context (B, H), gate (B, H) in 0..1: the weight of the image against the question."""
         pair = torch.cat([image, question], dim=-1)                      # (B, 2H)
-        gate = torch.sigmoid(self.gate(pair))                            # (B, H)
+        gate = self.weigh(pair)                                          # (B, H)
         mixed = gate * image + (1 - gate) * question                     # (B, H)
         return self.norm(mixed + self.refine(torch.cat([mixed, pair], dim=-1))), gate
 
+    def weigh(self, pair):
+        return torch.sigmoid(self.gate(pair))
+
+
+class ConstantFusion(GatedFusion):
+    """The gated fusion with the gate fixed at one half. It shows what the gate alone is worth."""
+
+    def __init__(self, hidden_size, dropout):
+        super().__init__(hidden_size, dropout)
+        del self.gate  # after drawing its weights: with the same seed all other weights start equal
+
+    def weigh(self, pair):
+        return torch.full_like(pair[:, :pair.shape[1] // 2], 0.5)
+
 
 class ConcatFusion(nn.Module):
-    """An MLP over [image; question]: the plain alternative, without a gate."""
+    """An MLP over [image; question], without a gate and without the residual mix."""
 
     def __init__(self, hidden_size, dropout):
         super().__init__()
@@ -55,8 +69,8 @@ def mlp(input_size, hidden_size, dropout):
                          nn.Linear(2 * hidden_size, hidden_size))
 
 
-# To add a fusion, write a class like the two above and name it here. Nothing else needs to change.
-FUSIONS = {"gated": GatedFusion, "concat": ConcatFusion}
+# To add a fusion, write a class like those above and name it here. Nothing else needs to change.
+FUSIONS = {"gated": GatedFusion, "constant": ConstantFusion, "concat": ConcatFusion}
 
 
 @dataclass
@@ -77,6 +91,8 @@ class ModelConfig:
     """what the model may see; `question` is the blind baseline"""
     fusion: Literal[tuple(FUSIONS)] = "gated"
     """how image and question are joined"""
+    decoder: Literal["gru", "classifier"] = "gru"
+    """write the answer word by word; or choose one of the training answers, for comparison"""
     image_pooling: Literal["pooled", "attention"] = "pooled"
     """CLIP's pooled feature alone, or with attention of the question over the image's tokens"""
 
@@ -91,39 +107,15 @@ class ModelConfig:
                              "--image-pooling attention")
 
 
-class AnswerDecoder(nn.Module):
-    """A GRU over [word embedding; context]. Teacher forcing in `forward`; greedy and beam search write answers."""
+class AnswerSearch(nn.Module):
+    """Greedy and beam search with the `forward` of a decoder below: (context, answer_ids, hidden) -> logits, hidden."""
 
-    def __init__(self, vocab_size, hidden_size, num_layers, dropout):
+    def __init__(self, vocab_size):
         super().__init__()
-        self.embedding = nn.Embedding(vocab_size, hidden_size, padding_idx=PAD)
-        self.initial_hidden = nn.Linear(hidden_size, num_layers * hidden_size)
-        self.gru = nn.GRU(2 * hidden_size, hidden_size, num_layers, batch_first=True,
-                          dropout=dropout if num_layers > 1 else 0.0)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden_size, vocab_size)
+        self.vocab_size = vocab_size
         forbidden_words = torch.zeros(vocab_size, dtype=torch.bool)
         forbidden_words[[PAD, START, UNK]] = True
         self.register_buffer("forbidden_words", forbidden_words, persistent=False)
-
-    def first_hidden(self, context):
-        """context (B, H) -> the GRU's first hidden state (L, B, H)."""
-        hidden = torch.tanh(self.initial_hidden(context))                # (B, L * H)
-        return hidden.unflatten(1, (self.gru.num_layers, -1)).transpose(0, 1).contiguous()
-
-    def forward(self, context, answer_ids, hidden=None):
-        """context (B, H), answer_ids (B, A), hidden (L, B, H) or None at the start -> logits (B, A, V), hidden (L, B, H).
-
-        Always in float32: the decoder is small, and under autocast a GRU returns the dtype of its hidden state.
-        """
-        with torch.autocast(context.device.type, enabled=False):
-            context = context.float()
-            hidden = self.first_hidden(context) if hidden is None else hidden
-            words = self.dropout(self.embedding(answer_ids))                 # (B, A, H)
-            context = context.unsqueeze(1).expand(-1, words.shape[1], -1)    # (B, A, H)
-            states, hidden = self.gru(torch.cat([words, context], dim=-1), hidden)
-            return self.output(self.dropout(self.norm(states))), hidden
 
     def next_word(self, context, previous, hidden, step, answer_max_len):
         """Log probabilities (B, V) of the next word, -inf for forbidden words, and the new hidden state.
@@ -160,36 +152,98 @@ class AnswerDecoder(nn.Module):
     def beam_search(self, context, answer_max_len, beam_size):
         """The best K answers of each row, best first: ids (B, K, A), mean log probability (B, K), -inf if fewer exist.
 
-        A hypothesis is finished if its <end> is among the K best continuations. A row stops at K finished hypotheses.
+        A hypothesis is finished if its <end> is among the K best continuations. The greedy answer is one of them from the
+        start, so the best answer never scores below it. An unfinished hypothesis is dropped if K others have a higher
+        sum, or if no continuation could bring it among the K best finished ones.
         """
         rows, K = context.shape[0], beam_size
-        vocab_size = self.output.out_features
+        greedy_ids, greedy_score = self.greedy_search(context, answer_max_len)
         context = context.repeat_interleave(K, dim=0)                    # (B * K, H)
         alive_ids = context.new_full((rows, K, answer_max_len), PAD, dtype=torch.long)
         alive = context.new_full((rows, K), -torch.inf, dtype=torch.float)
         alive[:, 0] = 0.0  # all K beams start identical: keep one, or they would stay identical
         best_ids, best = alive_ids.clone(), torch.full_like(alive, -torch.inf)
+        best_ids[:, 0], best[:, 0] = greedy_ids, greedy_score
         word, hidden = alive_ids.new_full((rows * K,), START), None
         for step in range(answer_max_len):
             log_probs, hidden = self.next_word(context, word, hidden, step, answer_max_len)
             continued = alive.unsqueeze(-1) + log_probs.view(rows, K, -1)  # (B, K, V)
             # of 2K candidates at most K are <end>, so K can continue
-            scores, flat = continued.flatten(1).topk(min(2 * K, K * vocab_size))
-            source, word = flat // vocab_size, flat % vocab_size         # (B, 2K) each
+            scores, flat = continued.flatten(1).topk(min(2 * K, K * self.vocab_size))
+            source, word = flat // self.vocab_size, flat % self.vocab_size  # (B, 2K) each
             ids = alive_ids.gather(1, source.unsqueeze(-1).expand(-1, -1, answer_max_len))
             ids[:, :, step] = word
             ends = word == END
             among_best = torch.arange(ends.shape[1], device=ends.device) < K
-            ended = scores.masked_fill(~(ends & among_best), -torch.inf) / (step + 1)
+            is_greedy = (ids == greedy_ids.unsqueeze(1)).all(-1)         # found already
+            ended = scores.masked_fill(~(ends & among_best) | is_greedy, -torch.inf) / (step + 1)
             best, order = torch.cat([best, ended], dim=1).topk(K)        # (B, K)
             best_ids = torch.cat([best_ids, ids], dim=1).gather(1, order.unsqueeze(-1).expand(-1, -1, answer_max_len))
             alive, order = scores.masked_fill(ends, -torch.inf).topk(K)  # (B, K)
-            alive = alive.masked_fill((best > -torch.inf).all(1, keepdim=True), -torch.inf)
+            # at best it goes on with words of probability 1 to the last step: the same sum over the most words
+            alive = alive.masked_fill(alive / answer_max_len <= best[:, -1:], -torch.inf)
             alive_ids = ids.gather(1, order.unsqueeze(-1).expand(-1, -1, answer_max_len))
             word = word.gather(1, order).flatten()                       # (B * K,)
             source = source.gather(1, order) + torch.arange(rows, device=source.device).unsqueeze(1) * K
             hidden = hidden[:, source.flatten()]
+            if context.device.type == "cpu" and alive.isneginf().all():
+                break
         return best_ids, best
+
+
+class AnswerDecoder(AnswerSearch):
+    """A GRU over [word embedding; context], with teacher forcing in `forward`."""
+
+    def __init__(self, vocab_size, hidden_size, num_layers, dropout):
+        super().__init__(vocab_size)
+        self.embedding = nn.Embedding(vocab_size, hidden_size, padding_idx=PAD)
+        self.initial_hidden = nn.Linear(hidden_size, num_layers * hidden_size)
+        self.gru = nn.GRU(2 * hidden_size, hidden_size, num_layers, batch_first=True,
+                          dropout=dropout if num_layers > 1 else 0.0)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden_size, vocab_size)
+
+    def first_hidden(self, context):
+        """context (B, H) -> the GRU's first hidden state (L, B, H)."""
+        hidden = torch.tanh(self.initial_hidden(context))                # (B, L * H)
+        return hidden.unflatten(1, (self.gru.num_layers, -1)).transpose(0, 1).contiguous()
+
+    def forward(self, context, answer_ids, hidden=None):
+        """context (B, H), answer_ids (B, A), hidden (L, B, H) or None at the start -> logits (B, A, V), hidden (L, B, H).
+
+        Always in float32: the decoder is small, and under autocast a GRU returns the dtype of its hidden state.
+        """
+        with torch.autocast(context.device.type, enabled=False):
+            context = context.float()
+            hidden = self.first_hidden(context) if hidden is None else hidden
+            words = self.dropout(self.embedding(answer_ids))                 # (B, A, H)
+            context = context.unsqueeze(1).expand(-1, words.shape[1], -1)    # (B, A, H)
+            states, hidden = self.gru(torch.cat([words, context], dim=-1), hidden)
+            return self.output(self.dropout(self.norm(states))), hidden
+
+
+class AnswerClassifier(AnswerSearch):
+    """One linear layer over whole answers: <start>, then an answer as a single "word", then <end>. See `Vocab`."""
+
+    CERTAIN_END = 20.0  # logit of the <end> that always follows; the others are 0
+
+    def __init__(self, vocab_size, hidden_size, num_layers, dropout):
+        super().__init__(vocab_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden_size, vocab_size)
+
+    def forward(self, context, answer_ids, hidden=None):
+        """As in `AnswerDecoder`; the hidden state is only passed through."""
+        with torch.autocast(context.device.type, enabled=False):
+            answers = self.output(self.dropout(context.float())).unsqueeze(1)           # (B, 1, V)
+            end = torch.zeros_like(answers)
+            end[..., END] = self.CERTAIN_END
+            logits = torch.where((answer_ids == START).unsqueeze(-1), answers, end)     # (B, A, V)
+            return logits, context.unsqueeze(0)
+
+
+DECODERS = {"gru": AnswerDecoder, "classifier": AnswerClassifier}
 
 
 class VQAModel(nn.Module):
@@ -217,7 +271,7 @@ class VQAModel(nn.Module):
         if config.image_pooling == "attention":
             self.token_projection = nn.Linear(image_width, hidden_size)
             self.token_attention = nn.MultiheadAttention(hidden_size, ATTENTION_HEADS, batch_first=True)
-        self.decoder = AnswerDecoder(vocab_size, hidden_size, config.num_layers, config.dropout)
+        self.decoder = DECODERS[config.decoder](vocab_size, hidden_size, config.num_layers, config.dropout)
         self.unfreeze(0, 0)
 
     # ---- the freeze boundary
@@ -369,7 +423,7 @@ class VQAModel(nn.Module):
     def generate(self, batch, beam_size=1):
         """Answers word by word: ids (B, A) that end in <end> and <pad>, confidence (B,) in 0..1, mean gate (B,).
 
-        A = answer_max_len. Confidence is the geometric mean of the probabilities of the words and <end>.
+        A = answer_max_len. Confidence is the probability of the whole answer: the product over its words and <end>.
         Beams are ranked by the mean log probability. The gate is NaN for a fusion without a gate.
         """
         context, gate = self.encode(batch)
@@ -378,4 +432,5 @@ class VQAModel(nn.Module):
         else:
             beams, scores = self.decoder.beam_search(context, self.config.answer_max_len, beam_size)
             answer_ids, score = beams[:, 0], scores[:, 0]
-        return answer_ids, score.exp(), gate.float().mean(-1)
+        num_words = (answer_ids != PAD).sum(-1)
+        return answer_ids, (score * num_words).exp(), gate.float().mean(-1)

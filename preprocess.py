@@ -3,6 +3,7 @@
 metadata.csv defines the rows, qa_pairs.json adds the answers of all annotators. A CSV of your own needs only the columns
 image_path, question, answer. A batch is an index selection from stored states.
 """
+import contextlib
 import csv
 import hashlib
 import io
@@ -16,7 +17,7 @@ import torch
 from common.files import SPLITS
 from features.pixels import decode_images
 from features.store import build_store
-from vocab import PAD, tokenize
+from vocab import PAD
 
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
@@ -158,7 +159,7 @@ def annotators_answers(rows, json_path):
 
 def read_pairs(json_path):
     """{question_id: entry} of qa_pairs.json. Raises ValueError if it is not what mini_vqa_v2.py writes."""
-    try:
+    with refuse_damage(json_path):
         entries = json.loads(json_path.read_text(encoding="utf-8"))
         pairs = {str(entry["question_id"]): entry for entry in entries}
         for entry in entries:
@@ -167,10 +168,43 @@ def read_pairs(json_path):
         if len(pairs) < len(entries):
             twice = Counter(str(entry["question_id"]) for entry in entries).most_common(1)[0][0]
             raise ValueError(f"it has the question_id {twice} twice")
+    return pairs
+
+
+@contextlib.contextmanager
+def refuse_damage(json_path):
+    """Whatever error a damaged `json_path` causes in the block becomes one line."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{json_path} is not what mini_vqa_v2.py writes ({type(error).__name__}: {error!s:.100}); build it "
                          "again or remove it") from error
-    return pairs
+
+
+def read_held_out(data_dir, split=None):
+    """The entries of held_out_annotators.json, of one split or of all; [] if the data has no such file.
+
+    An entry is a dict with question_id, image_id, split, answers (all annotations) and labels: for each annotator the
+    label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes.
+    """
+    json_path = data_folder(data_dir) / "held_out_annotators.json"
+    if not json_path.is_file():
+        return []
+    with refuse_damage(json_path):
+        entries = json.loads(json_path.read_text(encoding="utf-8"))
+        for entry in entries:
+            check_held_out(**entry)
+    return [entry for entry in entries if split in (None, entry["split"])]
+
+
+def check_held_out(question_id, image_id, split, answers, labels):
+    """Raise ValueError if this is no entry of held_out_annotators.json."""
+    if not isinstance(image_id, int | str) or split not in SPLITS:
+        raise ValueError(f"question {question_id} has the image_id {image_id!r:.20} and the split {split!r:.20}")
+    known = [label for label in labels if label is not None]
+    if not (isinstance(labels, list) and known and len(labels) == len(answers) >= 2
+            and all(isinstance(text, str) for text in answers + known)):
+        raise ValueError(f"question {question_id} lacks the answers of two or more annotators, or a label for each")
 
 
 def rows_of_split(rows, split):
@@ -184,7 +218,7 @@ def rows_of_split(rows, split):
 
 def report_answers(rows, vocab, answer_max_len):
     """Print how many answers of `rows` are truncated, and how many of their words are not in the vocabulary."""
-    tokens = [tokenize(answer) for answer in rows["answer"]]
+    tokens = [vocab.tokenize(answer) for answer in rows["answer"]]
     truncated = sum(len(words) > answer_max_len - 1 for words in tokens)
     unknown = sum(word not in vocab.ids for words in tokens for word in words)
     total = sum(map(len, tokens))

@@ -176,7 +176,7 @@ def train_epoch(epoch, model, dataset, run, cfg, precision):
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                 loss = (totals[0] / totals[1].clamp(min=1)).item()
                 require_progress(loss, f"epoch {epoch}, up to step {step + 1}", run)
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix_str(f"smoothed loss={loss:.3f}", refresh=False)  # with label smoothing and dropout
     return sum(factors) / steps
 
 
@@ -223,7 +223,8 @@ def main(cfg):
     distributed.init_process_group(precision.device)
     with lock_output_folder(cfg.output_dir):
         rows = read_rows(cfg.data_dir)
-        vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq)
+        vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq,
+                            whole_answers=cfg.decoder == "classifier")
         print(f"vocabulary: {len(vocab)} words")
         encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
         torch.manual_seed(cfg.seed)

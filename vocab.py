@@ -29,18 +29,21 @@ def detokenize(tokens):
 
 
 class Vocab:
-    """Tokens ("words" below) with ids 0 to len - 1: the four special ones, then the others, the most frequent first."""
+    """Tokens ("words" below) with ids 0 to len - 1: the four special ones, then the others, the most frequent first.
 
-    def __init__(self, words):
+    With `whole_answers` every answer is a single token: the classes of `model.AnswerClassifier`.
+    """
+
+    def __init__(self, words, whole_answers=False):
         """`words`: all words in the order of their ids. Raises ValueError if they are not a vocabulary."""
         words = list(words)
         if tuple(words[:len(SPECIALS)]) != SPECIALS or len(set(words)) != len(words):
             raise ValueError(f"not a vocabulary: it must start with {SPECIALS} and contain no word twice")
-        self.words = words
+        self.words, self.whole_answers = words, whole_answers
         self.ids = {word: index for index, word in enumerate(words)}
 
     @classmethod
-    def build(cls, train_answers, min_word_freq=1):
+    def build(cls, train_answers, min_word_freq=1, whole_answers=False):
         """The vocabulary of all words that occur at least `min_word_freq` times. Equal counts are ordered by word.
 
         Raises ValueError if there is nothing to learn: no answer, only one distinct answer, or no word frequent enough.
@@ -51,22 +54,27 @@ class Vocab:
         if len(train_answers) > 1 and len(set(train_answers)) == 1:
             raise ValueError(f"all {len(train_answers)} training answers are {train_answers[0]!r}: nothing to learn; "
                              "check the 'answer' column")
-        counts = Counter(token for answer in train_answers for token in tokenize(answer))
+        vocab = cls(SPECIALS, whole_answers)
+        counts = Counter(token for answer in train_answers for token in vocab.tokenize(answer))
         kept = sorted((word for word, count in counts.items() if count >= min_word_freq),
                       key=lambda word: (-counts[word], word))
         if not kept:
             raise ValueError(f"no answer word occurs {min_word_freq} times: lower it with --min-word-freq 1")
-        return cls([*SPECIALS, *kept])
+        return cls([*SPECIALS, *kept], whole_answers)
 
     def __len__(self):
         return len(self.words)
+
+    def tokenize(self, answer):
+        """The tokens of `answer` (list of str), in lower case."""
+        return [" ".join(answer.lower().split())] if self.whole_answers else tokenize(answer)
 
     def encode(self, answer, max_len):
         """The ids of <start>, the words and <end>: a list of 2 to `max_len` + 1 ints.
 
         A longer answer is truncated before its <end>. Unknown words become <unk>.
         """
-        ids = [self.ids.get(token, UNK) for token in tokenize(answer)]
+        ids = [self.ids.get(token, UNK) for token in self.tokenize(answer)]
         return [START, *ids[:max_len - 1], END]
 
     def decode(self, ids):
@@ -77,4 +85,4 @@ class Vocab:
                 break
             if index not in (PAD, START):
                 tokens.append(self.words[index])
-        return detokenize(tokens)
+        return " ".join(tokens) if self.whole_answers else detokenize(tokens)

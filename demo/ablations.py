@@ -39,8 +39,8 @@ class Config:
     """flags of train.py for every run, as one string"""
     fine_tune_flags: str = ""
     """flags of fine_tune.py for every run, without the number of blocks"""
-    split: Literal["test", "val"] = "test"
-    """split to score; use val to choose between variants, and keep test for the chosen one"""
+    split: Literal["val", "test"] = "val"
+    """split to score; variants are chosen on val, and test is kept for the chosen one"""
     seeds: int = 3
     """runs per variant"""
     first_seed: int = 42
@@ -62,13 +62,17 @@ VARIANTS = (
     STAGE_1,
     Variant("question only", train="--inputs question"),
     Variant("image only", train="--inputs image"),
+    Variant("gate fixed at one half", train="--fusion constant"),
     Variant("plain concatenation", train="--fusion concat"),
     Variant("attention over the image's tokens", train="--image-pooling attention"),
     Variant("a random annotation per epoch instead of the majority", train="--answer-sampling humans"),
+    Variant("a classifier over training answers", train="--decoder classifier --min-word-freq 1"),
+    Variant("no label smoothing", train="--label-smoothing 0"),
     Variant("beam of 3", test="--beam-size 3"),
     Variant("stage 2, last 1 + 1 blocks", fine_tune="--clip-layers 1 --gpt2-layers 1"),
     Variant("stage 2, last 2 + 2 blocks", fine_tune="--clip-layers 2 --gpt2-layers 2"),
     Variant("stage 2, all 4 + 4 blocks", fine_tune="--clip-layers 4 --gpt2-layers 4"),
+    Variant("stage 2, all 4 + 4 blocks, six epochs", fine_tune="--clip-layers 4 --gpt2-layers 4 --epochs 6"),
 )
 
 
@@ -80,8 +84,8 @@ def main(cfg):
     lines = ["| variant | mean sentence BLEU | exact match | against the first line |", "|---|---|---|---|"]
     lines += [table_line(variant, seeds, cfg) for variant in VARIANTS]
     text = ("\n".join(lines) + f"\n\n{cfg.seeds} seeds each, {cfg.split} split: mean sentence BLEU (lowest to highest seed), "
-            "exact match, and the difference in mean sentence BLEU with its 95 % interval over seeds and images, paired by seed "
-            "and question. Bold: the interval excludes zero.\n")
+            "exact match, and the difference in mean sentence BLEU with its 95 % interval over seeds and images, paired by "
+            "seed and question. Bold: the interval excludes zero.\n")
     with atomic_write(Path(cfg.output_dir) / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}\ntable {Path(cfg.output_dir) / 'ablations.md'}")

@@ -1,7 +1,9 @@
 """Draws the demo's cartoon scenes and writes them, with questions and answers, in the file layout of VQA v2.
 
-Reads the settings of the encoders' pretraining. Writes OUTPUT_DIR/train2014/COCO_train2014_%012d.jpg and the two JSON
-files of VQA v2: questions, and annotations with ten simulated answers each. Prints the number of questions of each kind.
+Reads the settings of the encoders' pretraining. Writes OUTPUT_DIR/train2014/COCO_train2014_%012d.jpg, the two JSON files
+of VQA v2 (questions, and annotations with ten simulated answers each), and true_answers.json: for each question the usual
+phrase for the true scene. Prints the number of questions of each kind. No image that mini_vqa_v2.py, with its default
+split, puts into training shows one of `world.HELD_OUT`.
 6,000 scenes take about half a minute on two cores. The same seed gives the same bytes with any number of workers.
 """
 import json
@@ -16,11 +18,12 @@ from tqdm.contrib.concurrent import process_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 
+import mini_vqa_v2
 from common import settings
-from common.files import atomic_write
+from common.files import atomic_write, write_json
 from demo.drawing import draw_scene
 from demo.questions import ask
-from demo.world import family_of, sample_partition
+from demo.world import belongs_to_demo, change_one_fact, family_of, sample_scene, without_held_out
 
 ENCODERS = Path(__file__).resolve().parent / "encoders"
 SUBSET = "train2014"
@@ -43,10 +46,18 @@ class Config:
 def demo_scene(seed, image_id, banned=frozenset()):
     """The scene of one demo image, and the generator for its questions. Scenes with a `banned` description are skipped."""
     rng = random.Random(f"{seed}:{image_id}")
-    scene = sample_partition(rng, demo=True)
-    while scene.description() in banned:
-        scene = sample_partition(rng, demo=True)
-    return scene, rng
+    while True:
+        scene = sample_scene(rng)
+        if is_training_image(image_id):
+            scene = without_held_out(scene, rng)
+        if belongs_to_demo(scene) and scene.description() not in banned:
+            return scene, rng
+
+
+def is_training_image(image_id):
+    """Whether mini_vqa_v2.py puts the image into the training split, with its default settings."""
+    split = mini_vqa_v2.Config()
+    return mini_vqa_v2.choose_split(image_id, split.seed, split.val_fraction, split.test_fraction) == "train"
 
 
 def banned_descriptions(seed, image_ids):
@@ -64,11 +75,19 @@ def banned_descriptions(seed, image_ids):
     return frozenset(banned)
 
 
+def make_questions(image_id, scene, rng):
+    """The questions about a scene, as `questions.ask` gives them. No annotator of a training image names a held-out color."""
+    def misread(scene, rng):
+        changed = change_one_fact(scene, rng)
+        return without_held_out(changed, rng) if is_training_image(image_id) else changed
+    return ask(scene, rng, misread=misread)
+
+
 def make_image(image_id, seed, image_dir, banned):
-    """Draw and save one scene. Returns its questions, as `questions.ask` gives them."""
+    """Draw and save one scene. Returns its questions."""
     scene, rng = demo_scene(seed, image_id, banned)
     draw_scene(scene).save(image_dir / f"COCO_{SUBSET}_{image_id:012d}.jpg", "JPEG", quality=JPEG_QUALITY)
-    return ask(scene, rng)
+    return make_questions(image_id, scene, rng)
 
 
 def official_entries(image_id, question_id, item):
@@ -103,6 +122,8 @@ def main(cfg):
     write_compact(folder / f"v2_OpenEnded_mscoco_{SUBSET}_questions.json",
                   head | {"task_type": "Open-Ended", "questions": questions})
     write_compact(folder / f"v2_mscoco_{SUBSET}_annotations.json", head | {"annotations": annotations})
+    write_json(folder / "true_answers.json", {str(1000 * image_id + number): item["usual"] for image_id, items in
+                                              zip(image_ids, asked, strict=True) for number, item in enumerate(items)})
     kinds = Counter(item["kind"] for items in asked for item in items)
     print(f"{len(asked)} images and {kinds.total()} questions with ten answers each in {folder}")
     print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))

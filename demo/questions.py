@@ -35,10 +35,13 @@ class Question:
     options: tuple[tuple[str, float], ...]
 
 
-def ask(scene, rng, num_long=3, num_short=2):
-    """Random questions about `scene`: dicts with question, question_type, kind and ten answers."""
+def ask(scene, rng, num_long=3, num_short=2, misread=change_one_fact):
+    """Random questions about `scene`: dicts with question, question_type, kind, the usual answer and ten answers.
+
+    misread: (scene, rng) -> the scene that an annotator sees who misreads it.
+    """
     long, short, vague = long_questions(scene), short_questions(scene, rng), vague_questions(scene, rng)
-    misread = [change_one_fact(scene, rng) for _ in range(MISREADINGS)]
+    misread = [misread(scene, rng) for _ in range(MISREADINGS)]
     misread = [{question.topic: question for question in long_questions(other) + background_questions(other)}
                for other in misread]
     chosen = [rng.choice(background_questions(scene))] if rng.random() < BACKGROUND_SHARE else []
@@ -75,7 +78,8 @@ def _answered(question, misread, rng):
             options = other.options if other else options
         texts, weights = zip(*options, strict=True)
         answers.append(rng.choices(texts, (weights[0] * USUAL, *weights[1:]))[0])
-    return {"question": wording, "question_type": question_type(wording), "kind": question.kind, "answers": answers}
+    return {"question": wording, "question_type": question_type(wording), "kind": question.kind,
+            "usual": question.options[0][0], "answers": answers}
 
 
 def long_questions(scene):

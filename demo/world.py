@@ -22,6 +22,9 @@ TIMES = ("day", "evening", "night")
 WEATHERS = ("clear", "cloudy", "rainy", "snowy")
 GROUNDS = ("meadow", "beach", "snowfield", "street")
 ACTIONS = ("sitting", "sleeping", "running")
+# (color, kind) that no training image of the demo shows: its test asks for new phrases of known words
+HELD_OUT = frozenset((COLORS[(3 * number + shift) % len(COLORS)], kind) for number, kind in enumerate(KINDS)
+                     for shift in range(2 + number % 2))
 IMAGE_SIZES = ((240, 180), (200, 200), (180, 220), (260, 180), (220, 200), (200, 240))
 
 NUM_THINGS_WEIGHTS = (10, 30, 35, 25)                # 1 to 4 things
@@ -112,6 +115,15 @@ def sample_partition(rng, demo):
         scene = sample_scene(rng)
         if belongs_to_demo(scene) == demo:
             return scene
+
+
+def without_held_out(scene, rng):
+    """The same scene, but each thing of a HELD_OUT color has another one."""
+    for index, thing in enumerate(scene.things):
+        if (thing.color, thing.kind) in HELD_OUT:
+            allowed = [color for color in COLORS if color != thing.trim and (color, thing.kind) not in HELD_OUT]
+            scene = _replace_thing(scene, index, color=rng.choice(allowed))
+    return scene
 
 
 def family_of(seed, number):

@@ -1,8 +1,8 @@
 """Floors and ceilings: the scores between which a model's score is read.
 
 A floor is the score of answers that need no understanding of the image. A model that does not beat its floors has
-learned nothing from the images. A ceiling is a score that a perfect model could hardly exceed: what one annotator
-scores against the others, or what the vocabulary and the answer length can spell at best.
+learned nothing from the images. A ceiling is the score that the vocabulary and the answer length can spell at best.
+One annotator is what a person scores against the others; a good model can exceed it.
 
 Rows are dicts with the names of qa_pairs.json: `question`, `answer` (the label), `image_path` or `image_id`, and if
 known `question_type` and `answers` (all annotations). Nothing here needs torch, except the wrong images.
@@ -16,17 +16,24 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from evaluation.metrics import METRICS, as_columns, exact_match, score_row
+from evaluation.metrics import METRICS, as_columns, exact_match, score_row, sentence_bleu
 from vocab import UNK
 
 # displayed names that differ from the key
 LABELS = {"human": "one annotator", "vocabulary": "vocabulary and length", "wrong_picture": "wrong image"}
+NEIGHBOURS = 10       # training rows that vote on a question, and all that are as similar as the last of them
+CANDIDATES = 20       # heaviest answers among which the vote chooses; on the demo all of them score the same within 0.02 BLEU
 SIMILARITY_MIB = 128  # memory for the similarities of question pairs
+PAIR_BYTES = 20       # of one similarity: sparse (8 and an index of 4), then dense (8)
 
 
 def display_name(name):
     """The name of a floor or ceiling in tables, charts and gallery; `name` is its key in the metrics file."""
     return LABELS.get(name, name.replace("_", " "))
+
+
+def progress(items, name):
+    return tqdm(items, name, delay=1, leave=False)
 
 
 def most_frequent_answer(train_answers):
@@ -41,22 +48,52 @@ def most_frequent_per_type(train_answers, train_types, types):
 
 
 def nearest_question(train_questions, train_answers, questions):
-    """For each question the answer of the most similar training question, by cosine of TF-IDF vectors of words.
+    """For each question the answer that the NEIGHBOURS most similar training rows support best (list of str).
 
-    Of equally similar training rows the first one counts. A question that shares no word with any training question
-    gets the most frequent training answer.
+    The votes come from `neighbour_votes`, the answer from `best_answer`. A question that shares no word with any training
+    question gets the most frequent training answer.
     """
-    from sklearn import config_context
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.metrics import pairwise_distances_argmin
+    asked = list(dict.fromkeys(questions))
     overall = most_frequent_answer(train_answers)
+    pairs = zip(progress(asked, "nearest question"), neighbour_votes(train_questions, train_answers, asked), strict=True)
+    answer_of = {question: best_answer(votes) if votes else overall for question, votes in pairs}
+    return [answer_of[question] for question in questions]
+
+
+def neighbour_votes(train_questions, train_answers, questions):
+    """Yield for each question the votes {answer: weight} of the training rows with the most similar questions.
+
+    Similarity is the cosine of TF-IDF vectors of words. The NEIGHBOURS nearest rows vote, and every row that is as similar
+    as the last of them, so that rows with the same question text vote together. A vote weighs its similarity. Rows that
+    share no word with the question do not vote.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.utils import gen_batches
     if not re.search(r"\w", " ".join(train_questions)):  # scikit-learn refuses an empty vocabulary
-        return [overall] * len(questions)
+        yield from ({} for _ in questions)
+        return
     vectorizer = TfidfVectorizer(token_pattern=r"\w+")
-    train, asked = vectorizer.fit_transform(train_questions), vectorizer.transform(questions)  # (rows, words)
-    with config_context(working_memory=SIMILARITY_MIB):
-        nearest = pairwise_distances_argmin(asked, train, metric="cosine")
-    return [train_answers[row] if known else overall for row, known in zip(nearest, asked.getnnz(1) > 0, strict=True)]
+    train, asked = vectorizer.fit_transform(train_questions), vectorizer.transform(questions)  # (rows, words), unit length
+    last = max(0, len(train_questions) - NEIGHBOURS)
+    for batch in gen_batches(len(questions), max(1, SIMILARITY_MIB * 2**20 // (PAIR_BYTES * len(train_questions)))):
+        for similarity in (asked[batch] @ train.T).toarray():  # (training rows,)
+            votes = Counter()
+            for row in np.flatnonzero((similarity > 0) & (similarity >= np.partition(similarity, last)[last])):
+                votes[train_answers[row]] += similarity[row]
+            yield votes
+
+
+def best_answer(votes):
+    """The answer of `votes`, {answer: weight}, with the highest expected sentence BLEU if a voter's answer is the label.
+
+    That is the mean of its sentence BLEU against each voter's answer, by weight: minimum Bayes risk (Kumar and Byrne
+    2004). Only the CANDIDATES heaviest answers are tried. Of equals the heaviest wins, then the alphabetically first.
+    """
+    heaviest = sorted(votes, key=lambda answer: (-round(votes[answer], 9), answer))[:CANDIDATES]
+    total = sum(votes.values())
+    expected = {candidate: sum(weight * sentence_bleu(candidate, answer) for answer, weight in votes.items()) / total
+                for candidate in heaviest}
+    return max(heaviest, key=lambda candidate: round(expected[candidate], 6))
 
 
 def blind_floors(train_rows, rows):
@@ -115,6 +152,29 @@ def vocabulary_limited_labels(labels, vocab, answer_max_len):
     return [vocab.decode(index for index in vocab.encode(label, answer_max_len) if index != UNK) for label in labels]
 
 
+def one_annotator(rows, held_out):
+    """What one annotator scores: (scores {NAME: (m,) float64}, m image ids, whether the scores are optimistic).
+
+    With `held_out` (entries of `preprocess.read_held_out`) there is one score per question and annotator with a label: the
+    annotator's answer against the label that the others chose, and against the others' answers. Without it,
+    `annotator_scores` of each of `rows`. These are optimistic, because each annotator's vote took part in the choice of
+    the label and of the rows. They are NaN for a row with fewer than two annotations.
+    """
+    scores, groups = [], []
+    if not held_out:
+        scores = [annotator_scores(row["answer"], row["answers"]) for row in progress(rows, "one annotator")]
+        return as_columns(scores), [str(row["image_id"]) for row in rows], True
+    for entry in progress(held_out, "one annotator"):
+        everyone = Counter(entry["answers"])
+        # equal answers score the same, so each is scored once
+        for (text, label), count in Counter(zip(entry["answers"], entry["labels"], strict=True)).items():
+            if label is not None:
+                others = list((everyone - Counter([text])).elements())
+                scores += count * [score_row(text, label, others)]
+                groups += count * [str(entry["image_id"])]
+    return as_columns(scores), groups, False
+
+
 def annotator_scores(label, annotations):
     """{NAME: score} of one annotator on one question, 0 to 100. NaN if there are fewer than two annotations.
 
@@ -129,9 +189,3 @@ def annotator_scores(label, annotations):
     scored = everyone - Counter([text for text in annotations if exact_match(text, label)][:1])
     scores = [(count, score_row(text, label, list((everyone - Counter([text])).elements()))) for text, count in scored.items()]
     return {metric.name: sum(count * row[metric.name] for count, row in scores) / scored.total() for metric in METRICS}
-
-
-def annotator_ceiling(labels, annotations):
-    """{NAME: (n,) float64}: `annotator_scores` of n rows; annotations: n lists of str."""
-    rows = list(zip(labels, annotations, strict=True))
-    return as_columns([annotator_scores(*row) for row in tqdm(rows, "annotator ceiling", unit=" rows", delay=1, leave=False)])

@@ -1,4 +1,4 @@
-"""Two charts of an evaluation: scores.png, every score between floor and ceiling, and calibration.png. No torch."""
+"""Two charts of an evaluation: scores.png, every score between the floors and one annotator, and calibration.png. No torch."""
 import textwrap
 
 import numpy as np
@@ -6,6 +6,8 @@ from matplotlib.ticker import MaxNLocator
 
 from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, RIGHT, WRONG, new_figure
 from evaluation.report import score_bars, verdict_sentence
+
+ENDS_LINE = 55  # letters that fit on one line left of the bars
 
 
 def draw_scores(metrics, path):
@@ -22,12 +24,12 @@ def draw_scores(metrics, path):
         axes.spines["left"].set_visible(False)
         axes.xaxis.grid(True, color=HAIRLINE, linewidth=0.6)
         axes.tick_params(axis="x", length=0)
-        figure.text(0.025, 1 - 0.3 / height, "Scores between floor and ceiling", size=13, weight="bold", va="center")
+        figure.text(0.025, 1 - 0.3 / height, "Scores between the floors and one annotator", size=13, weight="bold", va="center")
         counts = f"{metrics['num_questions']:,} questions on {metrics['num_images']:,} images"
         figure.text(0.975, 1 - 0.3 / height, counts, color=MUTED, va="center", ha="right")
         figure.text(0.025, 1 - 0.5 / height, "\n".join(verdict), va="top", linespacing=1.4)
-        legend = "light band: strongest floor to one annotator    bar: gained over the floor    line: 95 % interval"
-        figure.text(0.37, 0.22 / height, legend, color=MUTED, size=8)
+        legend = f"light band: strongest floor to one annotator    bar: gained over the floor    line: {metrics['interval']}"
+        figure.text(0.025, 0.22 / height, legend, color=MUTED, size=8)
 
 
 def _draw_score(axes, y, bar):
@@ -45,13 +47,17 @@ def _draw_score(axes, y, bar):
         number += f"  [{bar['ci95'][0]:.1f}, {bar['ci95'][1]:.1f}]"
     axes.plot([value], [y], marker="o", markersize=4.5, color=INK, zorder=5)
     beside = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(-0.75, y - 0.17, bar["label"], weight="bold", size=9.5, **beside)
-    axes.text(-0.75, y + 0.2, " · ".join(bar["ends"]), color=MUTED, size=7.5, **beside)
+    axes.text(-0.75, y - 0.2, bar["label"], weight="bold", size=9.5, **beside)
+    separator = " · " if sum(map(len, bar["ends"])) <= ENDS_LINE else "\n"
+    axes.text(-0.75, y + 0.05, separator.join(bar["ends"]), color=MUTED, size=7.5, **beside | {"va": "top"})
     axes.text(1.03, y, number, size=9, **beside)
 
 
-def draw_calibration(table, error, path):
-    """Write confidence against accuracy and the answers per bin; arguments as from `expected_calibration_error`."""
+def draw_calibration(table, error, brier, path):
+    """Write confidence against accuracy and the answers per bin.
+
+    table, error: as from `expected_calibration_error`. brier: the Brier score, 0 to 1.
+    """
     with new_figure(path, 6, 6.4) as figure:
         upper = figure.add_axes((0.13, 0.29, 0.82, 0.54))
         lower = figure.add_axes((0.13, 0.1, 0.82, 0.14))
@@ -63,9 +69,10 @@ def draw_calibration(table, error, path):
         upper.vlines(confidence, accuracy, confidence, colors=np.where(confidence > accuracy, WRONG, RIGHT), linewidth=1.6)
         upper.plot(confidence, accuracy, color=ACCENT, marker="o", markersize=6, markeredgecolor="white", linewidth=1.6)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-        lower.set(xlim=(0, 1), xlabel="confidence of the answer", ylabel="answers")
+        lower.set(xlim=(0, 1), xlabel="probability of the whole answer", ylabel="answers")
         lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         figure.text(0.03, 0.955, "Calibration", size=13, weight="bold", va="center")
-        figure.text(0.03, 0.915, f"expected calibration error {error:.3f} over {table['n'].sum():,} answers", va="center")
+        summary = f"expected calibration error {error:.3f}, Brier score {brier:.3f} over {table['n'].sum():,} answers"
+        figure.text(0.03, 0.915, summary, va="center")
         legend = "dashed: perfectly calibrated    below it, red: over-confident    above it, green: under-confident"
         figure.text(0.03, 0.88, legend, color=MUTED, size=8, va="center")

@@ -20,10 +20,10 @@ from common.files import atomic_write
 from common.images import UNREADABLE, open_image
 from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG
 from evaluation.report import score_bars, table_lines, verdict_sentence
+from vocab import GLUE, tokenize
 
-# Sentence BLEU of a three-word label is 27.5 if one word matches and at least 34.7 if two match. The smoothing gives
-# almost every wrong answer more than 0.
-PARTLY_BLEU = 30.0
+FUNCTION_WORDS = tuple("a an the and or but of in on at to from with by for up under above next is are it its his her".split())
+SIZE_WORDS = ("big", "small", "large", "little", "tiny", "huge", "tall", "short", "long")
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
 IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN = 960, 736, 44  # a 4:3 image fills the width
@@ -36,15 +36,24 @@ PAGE_FIELDS = ("question_id", "image_path", "question", "answer", "prediction", 
 
 
 def grade(row):
-    """"right": equal to the label. "partly": equal to another annotation, or sentence BLEU >= PARTLY_BLEU. Else "wrong".
+    """"right", "partly" or "wrong"; None if the row has no label.
 
-    None if the row has no label.
+    "right": the prediction equals the label. "partly": an annotator gave it, or it holds at least half of the label's
+    distinct content words. The page states this rule.
     """
     if row["exact_match"] is None:
         return None
     if row["exact_match"] >= 100:
         return "right"
-    return "partly" if row["vqa_accuracy"] > 0 or row["sentence_bleu"] >= PARTLY_BLEU else "wrong"
+    words = content_words(row["answer"])
+    found = words & {token.removeprefix(GLUE) for token in tokenize(row["prediction"])}
+    return "partly" if row["vqa_accuracy"] > 0 or 2 * len(found) >= len(words) else "wrong"
+
+
+def content_words(label):
+    """The set of the label's words without marks, FUNCTION_WORDS and SIZE_WORDS; all its tokens if no word is left."""
+    tokens = {token.removeprefix(GLUE) for token in tokenize(label)}
+    return {token for token in tokens.difference(FUNCTION_WORDS, SIZE_WORDS) if token[0].isalnum()} or tokens
 
 
 def count_answers(row):
@@ -194,15 +203,18 @@ def write_gallery(rows, metrics, results_dir):
     """
     results_dir = Path(results_dir)
     thumbnails = _write_thumbnails({row["image_path"]: row["image_file"] for row in rows}, results_dir / "thumbnails")
-    page = {"scores": [], "table": [], "types": [], "verdict": "", "about": {}}
+    page = {"scores": [], "table": [], "types": [], "novel": "", "interval": "", "verdict": "", "about": {}}
     if metrics is not None:
         types = {f"{kind} type: {name} (n = {table['n']:,})": table
                  for kind in ("answer", "question") for name, table in metrics[f"by_{kind}_type"].items()}
+        types |= {f"label {name} in training (n = {table['n']:,})": table
+                  for name, table in metrics.get("by_training_label", {}).items()}
         page = {"scores": score_bars(metrics), "verdict": verdict_sentence(metrics),
                 "table": _values(metrics, table_lines(metrics)), "types": _values(metrics, types),
+                "novel": _novel_sentence(metrics), "interval": metrics["interval"],
                 "about": {name: metrics[name] for name in ("checkpoint", "split", "signature")}}
     grades = {name: (mark, word) for name, (mark, word, _) in GRADES.items()}
-    page |= {"num_images": len(thumbnails), "partly_bleu": PARTLY_BLEU, "grades": grades, "rows": [
+    page |= {"num_images": len(thumbnails), "grades": grades, "rows": [
         {name: row[name] for name in PAGE_FIELDS} | {"thumbnail": f"thumbnails/{thumbnails[row['image_path']]}",
                                                      "answers": count_answers(row), "grade": grade(row)} for row in rows]}
     template = TEMPLATE.read_text(encoding="utf-8")
@@ -217,6 +229,15 @@ def write_gallery(rows, metrics, results_dir):
 def _values(metrics, lines):
     """{name: {NAME: {"value"}}} -> [[name, value, ...]], one value or None for each of the `score_bars`."""
     return [[line, *(table[bar["name"]]["value"] for bar in score_bars(metrics))] for line, table in lines.items()]
+
+
+def _novel_sentence(metrics):
+    """How many predictions are no training answer, as a sentence; "" if the training answers are not known."""
+    if "novel_predictions" not in metrics:
+        return ""
+    novel = metrics["novel_predictions"]
+    interval = "" if None in novel["ci95"] else f" [{novel['ci95'][0]:.1f}, {novel['ci95'][1]:.1f}]"
+    return f"{novel['value']:.1f} %{interval} of the {novel['n']:,} predictions are no training answer."
 
 
 def embed_json(value):

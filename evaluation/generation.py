@@ -14,8 +14,8 @@ from features.store import tokenize_questions
 @dataclass
 class Answer:
     text: str
-    confidence: float   # geometric mean of the probabilities of its words and its end, 0 to 1
-    gate: float | None  # mean share of the image in the fusion, 0 to 1; None without a gate
+    confidence: float   # probability of the whole answer, 0 to 1: the product over its words and its end
+    gate: float | None  # mean weight of the image in the mix of the fusion, 0 to 1; None without a gate
 
 
 def make_answers(vocab, answer_ids, confidences, gates):

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from common.images import open_image
 from evaluation import gallery
-from evaluation.metrics import METRICS, sentence_bleu
+from evaluation.metrics import METRICS, score_row
 from evaluation.results import file_name
 
 ATTACK = """<img src=x onerror="window.hacked=1"> </script><script>window.hacked=1</script> <!-- & ' "\u2028"""
@@ -49,6 +49,9 @@ def make_metrics():
             "scores": table(60.0), "floors": {"most_frequent": table(30.0), f"<b>{ATTACK}": table(20.0)},
             "ceilings": {"human": table(80.0), "vocabulary": table(90.0)},
             "by_answer_type": {"other": {"n": 1045, **table(61.0)}}, "by_question_type": {},
+            "by_training_label": {"seen": {"n": 1030, **table(70.0)}, "unseen": {"n": 15, **table(2.0)}},
+            "novel_predictions": {"value": 0.4, "ci95": [0.1, 0.8], "n": 1045},
+            "interval": "95 % interval by image, too narrow: only 5 images",
             "verdict": "beats the strongest floor (most_frequent) by 30.0"}
 
 
@@ -59,17 +62,24 @@ def page_data(results_dir):
 
 # single images and overview
 
-@pytest.mark.parametrize("exact, bleu, accuracy, expected", [
-    (100.0, 0.0, 0.0, "right"), (0.0, 30.0, 0.0, "partly"), (0.0, 29.9, 0.0, "wrong"), (0.0, 0.0, 0.1, "partly"),
-    (None, None, None, None)])
-def test_grade(exact, bleu, accuracy, expected):
-    assert gallery.grade({"exact_match": exact, "sentence_bleu": bleu, "vqa_accuracy": accuracy}) == expected
+@pytest.mark.parametrize("prediction, label, expected", [
+    ("A big  orange flower", "a big orange flower", "right"),
+    ("a big green cat", "a big orange flower", "wrong"),  # sentence BLEU 31.9, from "a big"
+    ("a small orange ball", "a big orange flower", "partly"),  # one of two content words
+    ("a large tulip", "a big orange flower", "partly"),  # given by an annotator
+    ("on the chair", "on the table", "wrong"),
+    ("red and blue", "red, white and blue", "partly"),  # commas are no words: two of three
+    ("red", "red, white and blue", "wrong"),  # one of three
+    ("a red car", "red ball and red cube", "wrong"),  # a repeated word counts once
+    ("it is on", "it is in", "partly"), ("it is big", "it is in", "partly"), ("a big one", "it is in", "wrong"),  # no content
+    ("a small thing", "big", "wrong"), ("", "a big orange flower", "wrong"), ("yes", "...", "wrong")])
+def test_partly_right_counts_content_words_and_annotators(prediction, label, expected):
+    scores = score_row(prediction, label, [label, label, "a large tulip"])
+    assert gallery.grade({"prediction": prediction, "answer": label, **scores}) == expected
 
 
-def test_partly_lies_between_one_and_two_common_words_of_three():
-    one_word, two_apart, two_together = (sentence_bleu(text, "black and white")
-                                         for text in ("red and blue", "black or white", "black and brown"))
-    assert one_word < gallery.PARTLY_BLEU < two_apart < two_together
+def test_without_a_label_there_is_no_grade():
+    assert gallery.grade({"prediction": "a cat", **UNSCORED}) is None
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
@@ -187,11 +197,25 @@ def test_page_holds_every_row_and_one_thumbnail_per_image(tmp_path):
     assert [shown["grade"] for shown in data["rows"]] == [gallery.grade(row) for row in rows]
     assert data["rows"][0]["answers"] == [["black and white", 7], ["white and black", 3]]
     assert data["verdict"] == "The model beats the strongest floor (most frequent) by 30.0."
-    assert data["types"] == [["answer type: other (n = 1,045)", *[61.0] * len(METRICS)]]
+    assert [line[:2] for line in data["types"]] == [
+        ["answer type: other (n = 1,045)", 61.0], ["label seen in training (n = 1,030)", 70.0],
+        ["label unseen in training (n = 15)", 2.0]]
+    assert data["novel"] == "0.4 % [0.1, 0.8] of the 1,045 predictions are no training answer."
     assert [line[:2] for line in data["table"][:2]] == [["the model", 60.0], ["floor: most frequent", 30.0]]
     thumbnails = {str(path.relative_to(results)) for path in results.glob("thumbnails/*")}
     assert {shown["thumbnail"] for shown in data["rows"]} == thumbnails and len(thumbnails) == 6
     assert sorted(path.name for path in results.iterdir()) == ["index.html", "thumbnails"]
+
+
+def test_a_page_without_training_answers_has_no_sentence_about_them(tmp_path):
+    metrics = make_metrics()
+    del metrics["novel_predictions"], metrics["by_training_label"]
+    gallery.write_gallery(make_rows(tmp_path, 1), metrics, tmp_path / "results")
+    data = page_data(tmp_path / "results")
+    assert data["novel"] == "" and len(data["types"]) == 1
+    metrics["novel_predictions"] = {"value": 50.0, "ci95": [None, None], "n": 2}  # of one image
+    gallery.write_gallery(make_rows(tmp_path, 1), metrics, tmp_path / "results")
+    assert page_data(tmp_path / "results")["novel"] == "50.0 % of the 2 predictions are no training answer."
 
 
 def test_thumbnails_of_an_earlier_run_are_deleted_and_other_files_stay(tmp_path):
@@ -327,13 +351,27 @@ def test_browser_shows_scores_tables_and_images(browser, run):
     text = run("for (const e of document.querySelectorAll('details')) e.open = true;"
                "return document.getElementById('panel').innerText")
     for expected in ("The model beats the strongest floor", "Mean sentence BLEU", "60.0", "58.0 to 62.0",
-                     "most frequent 30.0 · one annotator 80.0", "ceiling: one annotator", "answer type: other (n = 1,045)"):
+                     "most frequent 30.0 · one annotator 80.0", "answer type: other (n = 1,045)", "label unseen in training",
+                     "0.4\u00a0% [0.1, 0.8] of the 1,045 predictions are no training answer.",
+                     "Whiskers: 95\u00a0% interval by image, too narrow: only 5 images."):
         assert expected in text
+    assert "ceilings" not in text
     place = "const e = document.querySelector('.score ' + arguments[0]); return [e.style.left, e.style.width]"
     assert [run(place, part) for part in (".band", ".gain", ".ci", ".dot")] == [
         ["30%", "50%"], ["30%", "30%"], ["58%", "4%"], ["60%", ""]]
     WebDriverWait(browser, 10).until(lambda _: run("return document.querySelector('.card img').naturalWidth === 320"))
     assert run("return document.querySelector('.card').innerText.includes('white and black ×3')")
+
+
+def test_browser_states_the_rule_and_what_the_gate_is_not_on_a_phone(browser, scored_page):
+    """Both stood in hover titles, which a phone never shows; the gate was called the image's share."""
+    run = open_page(browser, scored_page, 400)
+    text = run("return document.querySelector('main').innerText")
+    assert "at least half of the label's content words" in text
+    assert text.count("It is not the share of the answer that comes from the image.") == 1
+    assert run("return document.querySelector('.card dl').innerText").split("\n")[2:4] == ["gate towards the image", "0.62"]
+    assert run("return [...document.querySelectorAll('.card .bar i')].slice(0, 2).map(e => e.style.width)") == ["0%", "62%"]
+    assert run("return document.querySelectorAll('[title]').length") == 0
 
 
 def test_browser_dark_light_and_narrow(browser, run, scored_page):
@@ -353,8 +391,8 @@ def test_browser_without_scores_offers_none(browser, tmp_path):
     gallery.write_gallery(make_rows(tmp_path, 30, **UNSCORED), None, tmp_path / "results")
     run = open_page(browser, tmp_path / "results" / "index.html")
     hidden = run("return arguments[0].map(id => document.getElementById(id).hidden)",
-                 ["panel", "grades", "answer_type", "question_type"])
-    assert hidden == [True] * 4
+                 ["panel", "grades", "answer_type", "question_type", "grade_note", "gate_note"])
+    assert hidden == [True] * 6
     assert run("return [...document.getElementById('sort').options].map(o => o.value)") == ["", "sure", "unsure"]
     assert run(COUNT) == "30 of 30 questions · page 1 of 2"
     text = run("return document.querySelector('.card').innerText")

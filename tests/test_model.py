@@ -1,6 +1,7 @@
 """The model: the freeze boundary, what trains, and that every way of answering gives the same words."""
 import copy
 import itertools
+import math
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from common.device import Precision
 from evaluation.generation import answer_dataset
 from features.encoders import fingerprint
-from model import FUSIONS
+from model import FUSIONS, ConstantFusion, GatedFusion
 from preprocess import VQADataset, read_rows
 from training.step import answer_loss
 from vocab import END, PAD, START, UNK, Vocab
@@ -137,6 +138,35 @@ def test_beam_search_with_one_beam_equals_greedy_search(make_model):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 5, 12])
+def test_the_best_beam_never_scores_below_the_greedy_answer(beam_size, make_model):
+    """A row stopped once K answers had ended, even poor ones while a better one was still alive."""
+    for seed, factor in enumerate((1, 4, 8, 20, 40)):
+        decoder, context = sharpened(make_model(vocab_size=12), factor).decoder, random_context(60, seed)
+        _, greedy = decoder.greedy_search(context, 7)
+        ids, scores = decoder.beam_search(context, 7, beam_size)
+        assert (scores[:, 0] >= greedy - 1e-5).all()
+        assert all(len({tuple(beam) for beam in row.tolist() if beam[0] != PAD}) == (score > -torch.inf).sum()
+                   for row, score in zip(ids, scores, strict=True)), "no answer twice"
+
+
+@torch.no_grad()
+def test_a_sure_model_writes_the_same_answer_with_a_beam(make_model):
+    """Each word has a probability of 97 %. Beam 2 ended at once with what the first word left over."""
+    decoder = make_model(vocab_size=12).decoder
+
+    def sure(context, answer_ids, hidden):  # from <start> to word 4, then to the next word, up to word 9 and <end>
+        following = torch.where(answer_ids == START, 4, torch.where(answer_ids == 9, END, answer_ids + 1)).clamp(max=11)
+        probabilities = torch.full((*answer_ids.shape, 12), 0.03 / 11).scatter(2, following.unsqueeze(-1), 0.97)
+        return probabilities.log(), context.unsqueeze(0)
+    decoder.forward = sure
+    for beam_size in (1, 2, 3):
+        ids, scores = decoder.beam_search(torch.zeros(3, 16), 16, beam_size)
+        assert ids[:, 0, :7].tolist() == 3 * [[4, 5, 6, 7, 8, 9, END]]
+        assert scores[:, 0].tolist() == pytest.approx(3 * [math.log(0.97)], abs=1e-4)
+
+
+@torch.no_grad()
 def test_a_beam_that_prunes_nothing_finds_the_best_of_all_answers(make_model):
     words, length = [4, 5, 6], 4  # three words besides the special ones, at most three of them and <end>
     model, context = sharpened(make_model(vocab_size=7)), random_context(5, seed=3)
@@ -165,16 +195,30 @@ def test_answers_end_and_never_hold_unknown_words(make_model):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_confidence_is_the_geometric_mean_of_the_word_probabilities(fusion, make_dataset):
+def test_confidence_is_the_probability_of_the_whole_answer(fusion, make_dataset):
     model, dataset = make_dataset(fusion=fusion)
     batch = dataset.batch(torch.arange(10))
     ids, confidence, gate = sharpened(model).generate(batch)
     inputs = torch.cat([torch.full((10, 1), START), ids[:, :-1]], dim=1)
     log_probs = model(batch, inputs).log_softmax(-1).gather(2, ids.unsqueeze(-1)).squeeze(-1)
     written = ids != PAD
-    expected = ((log_probs * written).sum(1) / written.sum(1)).exp()
+    expected = (log_probs * written).sum(1).exp()
     torch.testing.assert_close(confidence, expected, atol=1e-5, rtol=1e-4)
-    assert ((gate > 0) & (gate < 1)).all() if fusion == "gated" else gate.isnan().all()
+    assert {"gated": ((gate > 0) & (gate < 1)).all(), "constant": (gate == 0.5).all(), "concat": gate.isnan().all()}[fusion]
+
+
+def test_the_constant_fusion_is_the_gated_one_with_a_gate_of_one_half():
+    image, question = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    fusions = []
+    for kind in (GatedFusion, ConstantFusion):
+        torch.manual_seed(0)
+        fusions.append(kind(16, 0.0))
+    with torch.no_grad():
+        fusions[0].gate.weight.zero_()
+        fusions[0].gate.bias.zero_()
+    assert torch.equal(fusions[0](image, question)[0], fusions[1](image, question)[0])
+    assert {name for name, _ in fusions[1].named_parameters()} == {
+        name for name, _ in fusions[0].named_parameters() if not name.startswith("gate.")}
 
 
 def test_rows_that_share_an_image_or_a_question_get_the_same_logits_as_copies(make_dataset):

@@ -42,4 +42,4 @@ def test_a_new_fusion_is_one_class_and_one_entry(encoder_flags, data_dir, tmp_pa
     assert metrics["scores"]["mean_sentence_bleu"]["value"] > 0
     assert len(tiny.read_csv(tmp_path / "output/vqa_test_results.csv")) == 30
     # the unchanged repository names the choice that it lacks
-    assert "the model's fusion 'mine' is none of gated, concat" in call_script(*score, expect=2, cwd=tmp_path)
+    assert "the model's fusion 'mine' is none of gated, constant, concat" in call_script(*score, expect=2, cwd=tmp_path)

@@ -20,8 +20,9 @@ def metrics(value=59.4, human=83.0, verdict="beats the strongest floor (wrong_pi
     def table(value):
         return {metric.name: {"value": value, "ci95": [None, None] if value is None else [value - 2, value + 2]}
                 for metric in METRICS}
-    return {"num_questions": 1234, "num_images": 567, "verdict": verdict, "scores": table(value),
-            "floors": {name: table(floor) for name, floor in floors.items()}, "ceilings": {"human": table(human)}}
+    return {"num_questions": 1234, "num_images": 567, "interval": "95 % interval by image", "verdict": verdict,
+            "scores": table(value), "floors": {name: table(floor) for name, floor in floors.items()},
+            "ceilings": {"human": table(human)}}
 
 
 def log(losses, **rates):
@@ -59,15 +60,27 @@ def test_score_bars_take_the_strongest_floor_of_each_metric():
     assert (bars["bleu_1"]["floor"], bars["bleu_1"]["ends"]) == (30.0, ["most frequent 30.0", "one annotator 83.0"])
     assert (bars["exact_match"]["floor"], bars["exact_match"]["floors"]) == (35.0, [30.0, 35.0])
     bare = score_bars(metrics(human=None))[0]
-    assert (bare["floor"], bare["annotator"], bare["ends"]) == (None, None, ["no floor", "no annotator ceiling"])
+    assert (bare["floor"], bare["annotator"], bare["ends"][0]) == (None, None, "no floor")
 
 
-def test_the_chart_of_scores_names_floor_ceiling_and_verdict(figure_of):
+def test_the_chart_of_scores_names_floor_annotator_and_verdict(figure_of):
     words = words_of(figure_of(draw_scores, metrics(nearest_question=28.5)))
     for expected in ("Mean sentence BLEU", "nearest question 28.5 · one annotator 83.0", "59.4  [57.4, 61.4]",
                      "The model beats the strongest floor (wrong image).", "1,234 questions on 567 images"):
         assert expected in words
-    assert "no floor · no annotator ceiling" in words_of(figure_of(draw_scores, metrics(human=None)))
+    assert " · ".join(score_bars(metrics(human=None))[0]["ends"]) in words_of(figure_of(draw_scores, metrics(human=None)))
+
+
+def test_every_text_of_the_chart_of_scores_stays_in_its_place(figure_of):
+    """The marked interval of few images, and names too long for one line, ran out of the chart and into the bars."""
+    few = metrics(most_frequent_per_question_type=28.5) | {"interval": "95 % interval by image, too narrow: only 29 images"}
+    few["floors"] = {"most frequent answer to the same question": few["floors"].popitem()[1]}
+    figure = figure_of(draw_scores, few)
+    renderer, axes = FigureCanvasAgg(figure).get_renderer(), figure.axes[0]
+    assert any(few["interval"] in word for word in words_of(figure))
+    assert all(text.get_window_extent(renderer).x1 <= figure.bbox.x1 for text in figure.texts)
+    names = [text for text in axes.texts if "one annotator" in text.get_text()]
+    assert names and all(text.get_window_extent(renderer).x1 <= axes.bbox.x0 for text in names)
 
 
 @pytest.mark.parametrize("floor, colour", [(30.0, ACCENT), (70.0, WRONG)])
@@ -88,6 +101,24 @@ def test_curves_mark_the_first_epoch_of_lowest_validation_loss_in_every_stage(fi
     assert [text.get_text() for text in rates[1].get_legend().get_texts()] == ["head", "clip"]
 
 
+def test_the_loss_axis_shows_the_trained_epochs_and_names_epoch_0_at_its_edge(figure_of):
+    """Epoch 0 of stage 1 squeezed all other losses into the bottom tenth of the axis."""
+    figure = figure_of(draw_curves, [("Stage 1", log([6.53, 0.9, 0.5])), ("Stage 2", log([0.5, 0.7, 0.4]))])
+    low, top = figure.axes[0].get_ylim()
+    assert 0 < low < 0.3 and 0.9 < top < 1.2
+    assert [text.get_text() for axes in figure.axes[:2] for text in axes.texts if "epoch 0" in text.get_text()] == [
+        "↑ epoch 0: 6.43", "↑ epoch 0: 6.53"]
+    for axes in figure.axes[:2]:
+        assert all(low < loss < top for line in axes.get_lines()[:2] for loss in line.get_ydata() if loss == loss)
+
+
+def test_equal_learning_rates_are_one_line_and_named_once(figure_of):
+    rates = {"head": [0.0, 1e-3], "clip": [0.0, 1e-3], "gpt2": [0.0, 1e-3], "fusion": [0.0, 1e-4]}
+    axes = figure_of(draw_curves, [("Stage 2", log([2.0, 1.0], **rates))]).axes[-1]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["head, clip, gpt2", "fusion"]
+    assert len(axes.get_lines()) == 3  # the third one marks the best epoch
+
+
 def test_the_legend_of_a_short_stage_fits_beside_a_long_stage(figure_of):
     stage_2 = log([1.0] * 4, **dict.fromkeys(("head", "clip", "gpt2"), [1e-3] * 4))
     figure = figure_of(draw_curves, [("Stage 1", log([2.0] * 30)), ("Stage 2", stage_2)])
@@ -106,6 +137,7 @@ def test_curves_of_a_diverged_run_and_before_the_first_step(rows, expected, figu
 
 def test_calibration_draws_every_bin_and_counts_all_answers(figure_of):
     error, table = expected_calibration_error([0.05, 0.5, 0.54, 0.95], [1, 0, 1, 1])
-    figure = figure_of(draw_calibration, table, error)
-    assert "expected calibration error 0.490 over 4 answers" in words_of(figure)
+    figure = figure_of(draw_calibration, table, error, 0.25)
+    assert {"expected calibration error 0.490, Brier score 0.250 over 4 answers",
+            "probability of the whole answer"} <= set(words_of(figure))
     assert len(figure.axes[0].patches) == 4

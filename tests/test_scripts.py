@@ -104,6 +104,20 @@ def test_one_annotator_is_scored_on_the_held_out_entries_of_the_tested_split(sco
     assert metrics["ceilings"]["human"]["exact_match"]["n"] == 360, "of all splits"
 
 
+def test_a_classifier_over_training_answers_trains_and_is_scored(trained, score, encoder_flags, data_dir, tmp_path):
+    folder, *_ = trained
+    call_script("train.py", "--data-dir", data_dir, *LOOP, *encoder_flags, "--hidden-size", 24, "--decoder", "classifier",
+                "--min-word-freq", 1, "--learning-rate", 1e-2, "--output-dir", tmp_path / "one", cwd=folder)
+    call_script("fine_tune.py", "--data-dir", data_dir, *LOOP, "--clip-layers", 1, "--gpt2-layers", 0, "--checkpoint",
+                tmp_path / "one/vqa_checkpoint.pt", "--output-dir", tmp_path / "two", cwd=folder)
+    training_answers = {row["answer"] for row in tiny.read_csv(data_dir / "metadata.csv") if row["split"] == "train"}
+    for beam_size in (1, 3):
+        _, metrics, rows = score("--checkpoint", tmp_path / "two/vqa_checkpoint.pt", "--beam-size", beam_size)
+        assert {row["prediction"] for row in rows} <= training_answers
+        known = [row["answer"] in training_answers for row in rows]
+        assert metrics["ceilings"]["vocabulary"]["exact_match"]["value"] == pytest.approx(100 * sum(known) / 30, abs=0.01)
+
+
 def test_one_question_about_one_image(trained, data_dir, tmp_path):
     output = call_script("test.py", "--image", data_dir / "images/0003.png", "--question", "What is on the left?",
                          "--results-dir", tmp_path, "--beam-size", 3, cwd=trained[0])

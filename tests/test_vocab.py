@@ -23,6 +23,16 @@ def test_joined_tokens_are_the_text_except_for_case_and_white_space(text):
     assert detokenize(tokenize(text)) == " ".join(text.lower().split())
 
 
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_vocabulary_of_whole_answers_has_one_word_per_answer(answer):
+    vocab = Vocab.build([answer, "something  ELSE", "a ##b"], whole_answers=True)
+    assert len(vocab) == len(SPECIALS) + 3
+    for text in (answer, "something else", "a ##b"):
+        ids = vocab.encode(text, 2)
+        assert ids[0] == START and ids[1] > UNK and ids[2:] == [END] and vocab.decode(ids) == text.lower()
+    assert vocab.encode("never seen", 9) == [START, UNK, END]
+
+
 def test_words_are_ordered_by_count_then_word_after_the_specials():
     vocab = Vocab.build(["b a", "b c", "c b", "rare a"], min_word_freq=2)
     assert vocab.words == [*SPECIALS, "b", "a", "c"]

@@ -81,7 +81,8 @@ def load_model(path):
     """The TrainedModel of a checkpoint file. Raises FileNotFoundError or ValueError of one line."""
     checkpoint = read_checkpoint(path)
     try:
-        vocab, config, names = Vocab(checkpoint["vocab"]), ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
+        config, names = ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
+        vocab = Vocab(checkpoint["vocab"], whole_answers=config.decoder == "classifier")
         try:
             config.check_choices()
         except ValueError as error:

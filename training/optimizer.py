@@ -9,9 +9,10 @@ def make_optimizer(model, learning_rates, weight_decay):
 
     `learning_rates`: {"head": max_lr, ...}, one for each group of `model.parameter_groups()`.
     """
+    embeddings = {id(module.weight) for module in model.decoder.modules() if isinstance(module, torch.nn.Embedding)}
     groups = []
     for name, parameters in model.parameter_groups().items():
-        decayed = [p for p in parameters if p.dim() >= 2 and p is not model.decoder.embedding.weight]
+        decayed = [p for p in parameters if p.dim() >= 2 and id(p) not in embeddings]
         others = [p for p in parameters if all(p is not d for d in decayed)]
         for part, decay in ((decayed, weight_decay), (others, 0.0)):
             groups.append({"params": part, "name": name, "max_lr": learning_rates[name], "weight_decay": decay})
