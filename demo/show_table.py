@@ -15,7 +15,7 @@ from evaluation.baselines import display_name
 from evaluation.bootstrap import paired_difference, share_of_way, share_text, summarise
 from evaluation.comparison import join_results
 from evaluation.metrics import HEADLINE, score_rows, sentence_bleu
-from evaluation.report import verdict_sentence
+from evaluation.report import annotator_line, verdict_sentence
 from preprocess import read_rows
 
 
@@ -69,9 +69,8 @@ def score_oracle(question_ids, cfg):
 def print_table(stage_1, stage_2, oracle):
     """Print floors, stages, one annotator and the oracle. stage_1, stage_2: contents of two metrics files."""
     lines = [(f"floor: {display_name(name)}", scores) for name, scores in stage_2["floors"].items()]
-    annotator = "one annotator" + " (optimistic)" * (stage_2["one_annotator"] == "optimistic")
     lines += [("stage 1: frozen encoders", stage_1["scores"]), ("stage 2: last blocks unfrozen", stage_2["scores"]),
-              (annotator, stage_2["ceilings"]["human"]), ("ceiling: oracle, knows the true scene", oracle)]
+              (annotator_line(stage_2), stage_2["ceilings"]["human"]), ("ceiling: oracle, knows the true scene", oracle)]
     print(f"\n{stage_2['num_questions']} test questions on {stage_2['num_images']} images, scores 0 to 100 "
           f"[{stage_2['interval']}]")
     print(f"{'':<40}{'mean sentence BLEU':>20}  {'':<14}{'exact match':>12}{'VQA accuracy':>14}")

@@ -77,9 +77,13 @@ def table_lines(metrics):
     lines = {"the model": metrics["scores"]} if "scores" in metrics else {}
     lines |= {f"floor: {display_name(name)}": table for name, table in metrics["floors"].items()}
     ceilings = dict(metrics["ceilings"])
-    annotator = display_name("human") + " (optimistic)" * (metrics.get("one_annotator") == "optimistic")
-    lines[annotator] = ceilings.pop("human")
+    lines[annotator_line(metrics)] = ceilings.pop("human")
     return lines | {f"ceiling: {display_name(name)}": table for name, table in ceilings.items()}
+
+
+def annotator_line(metrics):
+    """What tables call the score of one annotator."""
+    return display_name("human") + " (optimistic)" * (metrics.get("one_annotator") == "optimistic")
 
 
 def print_table(metrics):
