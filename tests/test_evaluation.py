@@ -39,7 +39,7 @@ def test_a_perfect_model_scores_100_everywhere(capsys):
     assert "floor: wrong image" in printed and "picture" not in printed
 
 
-def test_one_annotation_per_question_gives_no_annotator_ceiling_and_the_table_says_so(capsys):
+def test_one_annotation_per_question_leaves_one_annotator_unknown_and_the_table_says_so(capsys):
     rows = [row | {"answers": [row["answer"]]} for row in rows_of()]
     labels = [row["answer"] for row in rows]
     _, content = evaluate(rows, blind_floors(rows, rows), labels, labels)
