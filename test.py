@@ -4,8 +4,9 @@ Reads a checkpoint and the data folder. Writes vqa_test_results.csv, vqa_test_me
 gallery page, sample images with their answers, and two charts. Also:
     python test.py --image photo.jpg --question "What is on the table?"     one question about one image
     python test.py --data-csv questions.csv                                 your own questions, without answers
-    python test.py --compare A.csv B.csv                                    two results, paired by question
-    python test.py --baselines-only                                         floors and annotator ceiling, no model
+    python test.py --compare A.csv B.csv                                    B - A, paired by question
+    python test.py --compare A1.csv A2.csv --against B1.csv B2.csv          B - A over paired seeds
+    python test.py --baselines-only                                         floors and one annotator, no model
 """
 import dataclasses
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from common import settings
 from common.device import Precision
 from common.files import is_text, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
+from evaluation.comparison import print_comparison
 from evaluation.gallery import draw_prediction
 from evaluation.generation import answer_dataset, answer_image
-from evaluation.report import evaluate, print_comparison, print_table
+from evaluation.report import evaluate, print_table
 from evaluation.results import file_name, result_rows, write_results
-from preprocess import build_datasets, data_folder, read_rows
+from preprocess import build_datasets, data_folder, read_held_out, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
 
@@ -52,10 +54,12 @@ class Config:
     """the question about `image`"""
     data_csv: str | None = None
     """answer this CSV with the columns image_path and question instead; nothing is scored"""
-    compare: tuple[str, str] | None = None
-    """two results CSVs to compare instead"""
+    compare: tuple[str, ...] | None = None
+    """two results CSVs A and B to compare instead: B - A; or with `against` all results of A, one per seed"""
+    against: tuple[str, ...] | None = None
+    """as many results of B, in the order of the seeds of `compare`"""
     baselines_only: bool = False
-    """score floors and annotator ceiling on all rows of data_dir, in five folds by image; needs no image and no model"""
+    """score floors and one annotator on all rows of data_dir, in five folds by image; needs no image and no model"""
     cache_dir: str = "cache"
     """stored outputs of the frozen blocks"""
     device: str = "auto"
@@ -73,6 +77,10 @@ def check_settings(cfg):
              "--data-csv": cfg.data_csv}
     if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:
         raise ValueError(f"{' and '.join(chosen)} cannot be used together: choose one of them")
+    if cfg.against is not None and cfg.compare is None:
+        raise ValueError("--against names the results of B: give those of A with --compare")
+    if cfg.compare is not None and not cfg.against and len(cfg.compare) != 2:
+        raise ValueError(f"--compare {' '.join(cfg.compare)}: compare two results, or as many with --against")
     if (cfg.image is None) != (cfg.question is None):
         raise ValueError("--image and --question go together: one image, one question about it")
     if cfg.question is not None and not (cfg.question.strip() and is_text(cfg.question)):
@@ -92,12 +100,15 @@ def answer_split(cfg):
     if image_index is not None:
         floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
     limited_labels = vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, trained.model.config.answer_max_len)
-    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], limited_labels)
+    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], limited_labels,
+                               [answer.confidence for answer in answers], read_held_out(cfg.data_dir, cfg.split),
+                               [row["answer"] for row in train_rows])
 
     metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
-    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
+    floor = floors[metrics["strongest_floor"]]
+    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores, floor), metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
@@ -152,9 +163,9 @@ def answer_one(cfg):
 
 
 def score_baselines(cfg):
-    """Score floors and annotator ceiling on all rows, without images and without a model."""
+    """Score floors and one annotator on all rows, without images and without a model."""
     rows = read_rows(cfg.data_dir).to_dict("records")
-    _, metrics = evaluate(rows, cross_validated_floors(rows))
+    _, metrics = evaluate(rows, cross_validated_floors(rows), held_out=read_held_out(cfg.data_dir))
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
     print(f"\nscores {cfg.metrics_json}")
@@ -171,7 +182,8 @@ def other_outputs(cfg, **outputs):
 def main(cfg):
     check_settings(cfg)
     if cfg.compare is not None:
-        print_comparison(*cfg.compare)
+        sides = (cfg.compare, cfg.against) if cfg.against else (cfg.compare[:1], cfg.compare[1:])
+        print_comparison(*sides)
     elif cfg.baselines_only:
         score_baselines(other_outputs(cfg, metrics_json="output/baselines_metrics.json"))
     elif cfg.image is not None:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from common import settings
 from common.files import atomic_write, write_json
-from evaluation.bootstrap import paired_difference
-from evaluation.report import join_results
+from evaluation.bootstrap import difference_over_seeds
+from evaluation.comparison import join_all
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,8 +84,8 @@ def main(cfg):
     lines = ["| variant | mean sentence BLEU | exact match | against the first line |", "|---|---|---|---|"]
     lines += [table_line(variant, seeds, cfg) for variant in VARIANTS]
     text = ("\n".join(lines) + f"\n\n{cfg.seeds} seeds each, {cfg.split} split: mean sentence BLEU (lowest to highest seed), "
-            "exact match, and the difference in mean sentence BLEU with its 95 % interval, paired by question, resampled by "
-            "image. Bold: the interval excludes zero.\n")
+            "exact match, and the difference in mean sentence BLEU with its 95 % interval over seeds and images, paired by "
+            "seed and question. Bold: the interval excludes zero.\n")
     with atomic_write(Path(cfg.output_dir) / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}\ntable {Path(cfg.output_dir) / 'ablations.md'}")
@@ -135,14 +135,13 @@ def call(script, *flags):
 
 
 def table_line(variant, seeds, cfg):
-    """One line of the Markdown table: scores, and the difference to stage 1 averaged over the seeds."""
-    tables = [join_results(*(run_folder(run, seed, cfg) / "results.csv" for run in (STAGE_1, variant))) for seed in seeds]
-    bleu_1, bleu, exact = (np.array([table[column].astype(float) for table in tables])
+    """One line of the Markdown table: scores, and the difference to stage 1 with its interval over seeds and images."""
+    tables = join_all(*([run_folder(run, seed, cfg) / "results.csv" for seed in seeds] for run in (STAGE_1, variant)))
+    bleu_1, bleu, exact = (np.array([table[column] for table in tables])
                            for column in ("sentence_bleu_a", "sentence_bleu_b", "exact_match_b"))     # (seeds, questions)
     difference = ""
     if variant != STAGE_1:
-        # all seeds have the same questions in the same order: average over the seeds, then resample images
-        mean, low, high = paired_difference(bleu.mean(axis=0), bleu_1.mean(axis=0), tables[0]["image_id_a"].tolist())
+        mean, low, high = difference_over_seeds(bleu, bleu_1, tables[0]["image_id_a"])
         bold = "**" if low > 0 or high < 0 else ""
         difference = f"{bold}{mean:+.1f} [{low:+.1f}, {high:+.1f}]{bold}"
     per_seed = bleu.mean(axis=1)

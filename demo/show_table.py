@@ -1,6 +1,7 @@
-"""The last step of `make demo`: prints one table with floors, both stages and one annotator, and where the files are.
+"""The last step of `make demo`: prints one table with floors, both stages, one annotator and the ceiling, and the files.
 
-Reads the metrics and the results CSV that test.py wrote for each stage. Writes nothing.
+The ceiling is an oracle: the usual phrase for the true scene, scored on the test questions. Reads the metrics and the
+results CSV that test.py wrote for each stage, the data set, and the oracle's answers. Writes nothing.
 """
 import json
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 
 from common import settings
-from evaluation.bootstrap import paired_difference
-from evaluation.metrics import HEADLINE
-from evaluation.report import join_results
-
-PRIORS = ("most_frequent", "most_frequent_per_question_type")  # floors without image and model
+from evaluation.baselines import display_name
+from evaluation.bootstrap import paired_difference, share_of_way, share_text, summarise
+from evaluation.comparison import join_results
+from evaluation.metrics import HEADLINE, score_rows, sentence_bleu
+from evaluation.report import annotator_line, verdict_sentence
+from preprocess import read_rows
 
 
 @dataclass
@@ -25,36 +27,52 @@ class Config:
     """path prefix of stage 2's files"""
     results_dir: str = "results/demo"
     """sample images and gallery of stage 2"""
+    data_dir: str = "demo/mini_vqa_v2"
+    """the demo's data set"""
+    true_answers: str = "demo/vqa_v2/true_answers.json"
+    """the oracle's answers: the usual phrase for the true scene of each question"""
 
 
 def main(cfg):
     stage_1, stage_2 = (json.loads(Path(f"{prefix}_metrics.json").read_text(encoding="utf-8"))
                         for prefix in (cfg.stage_1, cfg.stage_2))
-    print_table(stage_1, stage_2)
     results = [f"{prefix}_results.csv" for prefix in (cfg.stage_1, cfg.stage_2)]
     table = join_results(*results)
-    before, after = (table[f"sentence_bleu_{side}"].astype(float) for side in "ab")
-    difference, low, high = paired_difference(after, before, table["image_id_a"].tolist())
+    groups, before, after = (table[name] for name in ("image_id_a", "sentence_bleu_a", "sentence_bleu_b"))
+    oracle = score_oracle(table["question_id"], cfg)
+    print_table(stage_1, stage_2, summarise(oracle, groups))
+    difference, low, high = paired_difference(after, before, groups)
     verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable: the interval includes zero"
     print(f"\nstage 2 against stage 1, paired by question: {difference:+.1f} [{low:+.1f}, {high:+.1f}] BLEU, {verdict}")
-    model, human, wrong_image = (scores[HEADLINE]["value"] for scores in (
-        stage_2["scores"], stage_2["ceilings"]["human"], stage_2["floors"]["wrong_picture"]))
-    prior = max(stage_2["floors"][name][HEADLINE]["value"] for name in PRIORS)
-    print(f"stage 2 reaches {100 * (model - prior) / (human - prior):.0f} % of the way from the better most-frequent floor to "
-          f"one annotator; with a wrong image its score is {wrong_image - prior:+.1f} relative to that floor")
-    print(f"stage 2 {stage_2['verdict'].replace('_', ' ')}")
+    print(f"stage 2: {verdict_sentence(stage_2)}")
+    floor = list(map(sentence_bleu, table["floor_prediction_b"], table["answer_b"]))
+    share = share_text(*share_of_way(after, floor, oracle[HEADLINE], groups))
+    print(f"From the same floor to the ceiling, the oracle, it reaches {share} of the way.")
+    values = {name: scores[HEADLINE]["value"] for name, scores in stage_2["floors"].items()}
+    wrong_image = values.pop("wrong_picture")
+    blind = max(values, key=values.get)
+    print(f"With a wrong image its score is {wrong_image - values[blind]:+.1f} relative to the strongest floor without image "
+          f"({display_name(blind)}).")
     print(f"\nanswers  {results[1]}\nscores   {cfg.stage_2}_metrics.json\nimages   {cfg.results_dir}/overview.png\n"
           f"gallery  {cfg.results_dir}/index.html")
 
 
-def print_table(stage_1, stage_2):
-    """Print floors, stages and the annotator's score, from low to high. Arguments: contents of two metrics files."""
-    lines = [(f"floor: {name.replace('_', ' ').replace('picture', 'image')}", scores)
-             for name, scores in stage_2["floors"].items()]
+def score_oracle(question_ids, cfg):
+    """{NAME: (n,)} of the oracle's answers to these questions of the data set."""
+    if not Path(cfg.true_answers).is_file():
+        raise FileNotFoundError(f"{cfg.true_answers} not found: `make demo-data` writes it")
+    true_answers = json.loads(Path(cfg.true_answers).read_text(encoding="utf-8"))
+    rows = read_rows(cfg.data_dir).set_index("question_id").loc[question_ids]
+    return score_rows([true_answers[question] for question in question_ids], rows["answer"], rows["answers"])
+
+
+def print_table(stage_1, stage_2, oracle):
+    """Print floors, stages, one annotator and the oracle. stage_1, stage_2: contents of two metrics files."""
+    lines = [(f"floor: {display_name(name)}", scores) for name, scores in stage_2["floors"].items()]
     lines += [("stage 1: frozen encoders", stage_1["scores"]), ("stage 2: last blocks unfrozen", stage_2["scores"]),
-              ("ceiling: one annotator", stage_2["ceilings"]["human"])]
+              (annotator_line(stage_2), stage_2["ceilings"]["human"]), ("ceiling: oracle, knows the true scene", oracle)]
     print(f"\n{stage_2['num_questions']} test questions on {stage_2['num_images']} images, scores 0 to 100 "
-          "[95 % interval by image]")
+          f"[{stage_2['interval']}]")
     print(f"{'':<40}{'mean sentence BLEU':>20}  {'':<14}{'exact match':>12}{'VQA accuracy':>14}")
     for label, scores in lines:
         low, high = scores[HEADLINE]["ci95"]

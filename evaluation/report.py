@@ -1,47 +1,89 @@
-"""The metrics file, the printed tables and the comparison of two results."""
+"""The metrics file and the printed table of an evaluation."""
+import numpy as np
 import pandas as pd
 
-from evaluation.baselines import annotator_ceiling, display_name
-from evaluation.bootstrap import MIN_TYPE_ROWS, by_type, paired_difference, summarise, verdict
-from evaluation.metrics import HEADLINE, METRICS, SCORE_COLUMNS, score_rows, signature
+from evaluation.baselines import display_name, one_annotator
+from evaluation.bootstrap import (
+    MIN_TYPE_ROWS,
+    brier_score,
+    by_type,
+    expected_calibration_error,
+    interval_name,
+    strongest,
+    summarise,
+    verdict,
+)
+from evaluation.metrics import HEADLINE, METRICS, score_rows, signature
 
 TYPES = ("answer_type", "question_type")  # columns of the data set
-COMPARED = (*SCORE_COLUMNS, "confidence")  # columns of a results CSV
-CHANGED_ROWS = 5  # shown at either end of a comparison
 
 
-def evaluate(rows, floors, predictions=None, limited_labels=None):
+def evaluate(rows, floors, predictions=None, limited_labels=None, confidences=None, held_out=(), train_answers=()):
     """Score answers for `rows` (list of dicts): ({NAME: (n,)} of the predictions, the content of the metrics file).
 
     floors: {FLOOR: n texts}. predictions: n texts of the model; without them only floors and one annotator are scored.
-    limited_labels: n texts of `baselines.vocabulary_limited_labels`.
+    limited_labels: n texts of `baselines.vocabulary_limited_labels`. confidences: n numbers, 0 to 1, or None.
+    held_out: entries of `preprocess.read_held_out`. train_answers: labels of the training rows.
     """
     labels, annotations, groups = ([row[name] for row in rows] for name in ("answer", "answers", "image_id"))
     counts = [len(texts) for texts in annotations]
-    metrics = {"num_questions": len(rows), "num_images": len(set(groups)), "signature": signature(),
-               "humans_per_question": [min(counts), max(counts)]}
-    scores, types = None, {}
+    annotator, annotator_groups, optimistic = one_annotator(rows, held_out)
+    metrics = {"num_questions": len(rows), "num_images": len(set(groups)), "interval": interval_name(len(set(groups))),
+               "signature": signature(), "humans_per_question": [min(counts), max(counts)],
+               "one_annotator": "optimistic" if optimistic else "held out"}
+    scores, ceilings = None, {"human": summarise(annotator, annotator_groups)}
     floors = {name: score_rows(texts, labels, annotations) for name, texts in floors.items()}
-    ceilings = {"human": annotator_ceiling(labels, annotations)}
     if predictions is not None:
         scores = score_rows(predictions, labels, annotations)
-        ceilings["vocabulary"] = score_rows(limited_labels, labels, annotations)
         headlines = {name: floor[HEADLINE] for name, floor in floors.items()}
-        metrics["verdict"] = verdict(scores[HEADLINE], headlines, groups, ceilings["human"][HEADLINE])
-        metrics["scores"] = summarise(scores, groups)
-        tables = {kind: by_type(scores, [row[kind] for row in rows], groups) for kind in TYPES}
-        types = {f"by_{kind}": table for kind, (table, _) in tables.items()}
-        types["hidden_types"] = {kind: hidden for kind, (_, hidden) in tables.items() if hidden}
-    for name, tables in (("floors", floors), ("ceilings", ceilings)):
-        metrics[name] = {key: summarise(table, groups) for key, table in tables.items()}
-    return scores, metrics | types
+        metrics |= {"strongest_floor": strongest(headlines), "verdict": verdict(
+            scores[HEADLINE], headlines, groups, annotator[HEADLINE], None if optimistic else annotator_groups),
+            "scores": summarise(scores, groups)}
+        ceilings["vocabulary"] = summarise(score_rows(limited_labels, labels, annotations), groups)
+    metrics |= {"floors": {name: summarise(table, groups) for name, table in floors.items()}, "ceilings": ceilings}
+    if predictions is not None:
+        metrics |= model_details(rows, scores, predictions, confidences, train_answers)
+    return scores, metrics
+
+
+def model_details(rows, scores, predictions, confidences=None, train_answers=()):
+    """The rest of the metrics file about the model: novel predictions, seen and unseen labels, calibration, types.
+
+    A text counts as a training answer if it equals one in lower case with white space collapsed, as in `exact_match`.
+    """
+    groups, details = [row["image_id"] for row in rows], {}
+    known = {_collapsed(text) for text in train_answers}
+    if known:
+        novel = np.array([100.0 * (_collapsed(text) not in known) for text in predictions])
+        seen = ["seen" if _collapsed(row["answer"]) in known else "unseen" for row in rows]
+        details["novel_predictions"] = summarise({"novel": novel}, groups)["novel"]
+        details["by_training_label"], _ = by_type(scores, seen, groups, min_rows=1)
+    if confidences is not None:
+        correct = scores["exact_match"] == 100
+        error, _ = expected_calibration_error(confidences, correct)
+        details["calibration"] = {"expected_calibration_error": round(error, 4),
+                                  "brier_score": round(brier_score(confidences, correct), 4)}
+    tables = {kind: by_type(scores, [row[kind] for row in rows], groups) for kind in TYPES}
+    details |= {f"by_{kind}": table for kind, (table, _) in tables.items()}
+    return details | {"hidden_types": {kind: hidden for kind, (_, hidden) in tables.items() if hidden}}
+
+
+def _collapsed(text):
+    return " ".join(text.lower().split())
 
 
 def table_lines(metrics):
-    """{line of the table: {NAME: {"value", "ci95", "n"}}}: the model, each floor, each ceiling."""
+    """{line of the table: {NAME: {"value", "ci95", "n"}}}: the model, each floor, one annotator, each ceiling."""
     lines = {"the model": metrics["scores"]} if "scores" in metrics else {}
     lines |= {f"floor: {display_name(name)}": table for name, table in metrics["floors"].items()}
-    return lines | {f"ceiling: {display_name(name)}": table for name, table in metrics["ceilings"].items()}
+    ceilings = dict(metrics["ceilings"])
+    lines[annotator_line(metrics)] = ceilings.pop("human")
+    return lines | {f"ceiling: {display_name(name)}": table for name, table in ceilings.items()}
+
+
+def annotator_line(metrics):
+    """What tables call the score of one annotator."""
+    return display_name("human") + " (optimistic)" * (metrics.get("one_annotator") == "optimistic")
 
 
 def print_table(metrics):
@@ -49,16 +91,19 @@ def print_table(metrics):
     low, high = metrics["humans_per_question"]
     each = f"{low} to {high} annotations" if low != high else f"{low} annotation{'s' * (low != 1)}"
     print(f"\n{metrics['num_questions']} questions on {metrics['num_images']} images, {each} each; every score 0 to 100, "
-          f"[95 % interval by image]\nBLEU: {metrics['signature']}\n")
+          f"[{metrics['interval']}]\nBLEU: {metrics['signature']}\n")
     cells = {line: [*(_cell(table[metric.name]["value"]) for metric in METRICS),
                     f"  [{', '.join(map(_cell, table[HEADLINE]['ci95']))}]"] for line, table in table_lines(metrics).items()}
     heads = [*(metric.head for metric in METRICS), "BLEU interval"]
     print(pd.DataFrame.from_dict(cells, orient="index", columns=heads).to_string(col_space=9))
     if metrics["ceilings"]["human"][HEADLINE]["value"] is None:
         print("one annotator: unknown, since no question has a second annotation")
+    elif metrics["one_annotator"] == "optimistic":
+        print("optimistic: the label was chosen with this annotator's vote")
     if "scores" in metrics:
         for kind in TYPES:
             print_types(kind, metrics[f"by_{kind}"], metrics["hidden_types"].get(kind, {}))
+        print_details(metrics)
         print(f"\nverdict: {verdict_sentence(metrics)}")
 
 
@@ -73,6 +118,20 @@ def print_types(kind, table, hidden):
     if hidden:
         line += f"; hidden, with fewer than {MIN_TYPE_ROWS} rows: {sum(hidden.values())} rows of {len(hidden)} types"
     print(line)
+
+
+def print_details(metrics):
+    """Predictions that are no training answer, scores of labels seen and unseen in training, and the calibration."""
+    if "novel_predictions" in metrics:
+        novel = metrics["novel_predictions"]
+        print(f"\npredictions that are no training answer: {novel['value']:.1f} % [{', '.join(map(_cell, novel['ci95']))}] "
+              f"(n={novel['n']})")
+        parts = [f"{kind} {entry[HEADLINE]['value']:.1f}, exact match {entry['exact_match']['value']:.1f} (n={entry['n']})"
+                 for kind, entry in metrics["by_training_label"].items()]
+        print(f"BLEU by label, seen or unseen in training: {'; '.join(parts)}")
+    if "calibration" in metrics:
+        error, brier = metrics["calibration"]["expected_calibration_error"], metrics["calibration"]["brier_score"]
+        print(f"calibration (0 is best): expected calibration error {error:.3f}, Brier score {brier:.3f}")
 
 
 def verdict_sentence(metrics):
@@ -98,53 +157,5 @@ def score_bars(metrics):
                 "ci95": None if None in score["ci95"] else score["ci95"],
                 "floors": list(floors.values()), "floor": floors.get(best), "annotator": annotator,
                 "ends": [f"{display_name(best)} {floors[best]:.1f}" if floors else "no floor",
-                         "no annotator ceiling" if annotator is None else f"{display_name('human')} {annotator:.1f}"]})
+                         "one annotator unknown" if annotator is None else f"{display_name('human')} {annotator:.1f}"]})
     return bars
-
-
-def print_comparison(path_a, path_b):
-    """Print how the scores of B differ from those of A, paired by question, and the rows that changed most."""
-    table = join_results(path_a, path_b)
-    print(f"\n{len(table)} questions, B - A:  A = {path_a}, B = {path_b}")
-    for name in COMPARED:
-        a, b = table[f"{name}_a"], table[f"{name}_b"]
-        difference, low, high = paired_difference(b, a, table["image_id_a"])
-        print(f"  {name:<14} {a.mean():8.2f} -> {b.mean():8.2f}   {difference:+.2f} [{low:+.2f}, {high:+.2f}]")
-    table["change"] = table["sentence_bleu_b"] - table["sentence_bleu_a"]
-    changed = table[table["prediction_a"] != table["prediction_b"]].sort_values("change", kind="stable")
-    better, worse = (changed["change"] > 0).sum(), (changed["change"] < 0).sum()
-    print(f"  {len(changed)} answers changed, {better} for the better and {worse} for the worse in sentence BLEU")
-    for title, rows in (("most improved", changed[::-1]), ("most worsened", changed)):
-        print(f"\n{title}")
-        for row in rows[:CHANGED_ROWS].itertuples():
-            print(f"  {row.change:+6.1f}  {row.question_a}  label: {row.answer_a}  A: {row.prediction_a}  "
-                  f"B: {row.prediction_b}")
-
-
-def join_results(path_a, path_b):
-    """Two results CSVs side by side, joined on question_id; all other columns end in _a or _b.
-
-    Raises ValueError if they answer different questions.
-    """
-    a, b = (read_results(path) for path in (path_a, path_b))
-    if len(a) == 0 or set(a["question_id"]) != set(b["question_id"]):
-        raise ValueError(f"--compare: {path_a} ({len(a)} rows) and {path_b} ({len(b)} rows) answer different questions; "
-                         "compare two runs of test.py on the same data and split")
-    joined = a.merge(b, on="question_id", suffixes=("_a", "_b"), validate="one_to_one")
-    if (joined["answer_a"] != joined["answer_b"]).any():
-        raise ValueError(f"--compare: {path_a} and {path_b} hold different labels for the same questions")
-    return joined
-
-
-def read_results(path):
-    """A results CSV of test.py: scores as numbers, the rest as text. Raises ValueError if `path` is none."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--compare {path} is not a results CSV of test.py: {error}") from error
-    missing = {"question_id", "image_id", "question", "answer", "prediction", *COMPARED} - set(table.columns)
-    if missing:
-        raise ValueError(f"--compare {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")
-    if (table[list(COMPARED)] == "").any(axis=None):
-        raise ValueError(f"--compare: {path} holds answers without scores")
-    return table.astype(dict.fromkeys(COMPARED, float))

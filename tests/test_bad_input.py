@@ -128,12 +128,22 @@ def test_an_unreadable_image_is_named_with_the_reason(name, encoders, make_model
     "train.py --num-layers 1000", "train.py --epochs 1000000000", "train.py --seed -1", f"train.py --seed {10 ** 30}",
     "train.py --workers -1", "train.py --dropout 1", "train.py --answer-max-len 1", "train.py --question-max-len 0",
     "train.py --max-grad-norm nan", "train.py --label-smoothing 1", "fine_tune.py --clip-learning-rate 0",
-    "fine_tune.py --clip-layers -1", "test.py --beam-size 0", "test.py --num-pictures -1", "test.py --batch-size 0",
-    "test.py --compare nowhere.csv b.csv"])
+    "fine_tune.py --clip-layers -1", "test.py --beam-size 0", "test.py --num-pictures -1", "test.py --batch-size 0"])
 def test_absurd_settings_are_one_line_that_names_flag_and_value(command, tmp_path):
     script, *flags = command.split()
     assert " ".join(flags[:2]) in call_script(script, *flags, expect=2, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--compare nowhere.csv b.csv", "--compare: nowhere.csv is not a results CSV"),
+    ("--compare a.csv", "--compare a.csv: compare two results, or as many with --against"),
+    ("--compare a.csv b.csv c.csv", "--compare a.csv b.csv c.csv: compare two results, or as many with --against"),
+    ("--compare a.csv b.csv --against c.csv", "--compare has 2 results and --against 1"),
+    ("--against a.csv b.csv", "--against names the results of B: give those of A with --compare")])
+def test_a_comparison_that_cannot_be_made_is_one_line(flags, message, tmp_path):
+    """One file gave a box of the command line's parser instead."""
+    assert message in call_script("test.py", *flags.split(), expect=2, cwd=tmp_path)
 
 
 # ---- files of earlier runs

@@ -3,14 +3,16 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation import metrics
 from evaluation.baselines import blind_floors
+from evaluation.comparison import join_results, print_comparison
 from evaluation.gallery import write_gallery
 from evaluation.generation import Answer
-from evaluation.report import evaluate, join_results, print_comparison, print_table, score_bars
+from evaluation.report import evaluate, print_table, score_bars
 from evaluation.results import result_rows, write_csv
 
 
@@ -28,15 +30,16 @@ def test_a_perfect_model_scores_100_everywhere(capsys):
     assert list(content["floors"]) == ["most_frequent", "most_frequent_per_question_type", "nearest_question", "wrong_picture"]
     annotator = content["ceilings"]["human"]["mean_sentence_bleu"]["value"]
     assert 75 < annotator < 100 and content["humans_per_question"] == [10, 10] and content["num_images"] == 20
-    assert content["verdict"].startswith("beats the strongest floor")
+    assert content["verdict"].startswith(f"beats the strongest floor ({content['strongest_floor']})")
     assert len(scores["exact_match"]) == len(rows)
     print_table(content)
     printed = capsys.readouterr().out
     assert "40 questions on 20 images, 10 annotations each" in printed and "what 0 100.0 (n=20)" in printed
+    assert "every score 0 to 100, [95 % interval by image, too narrow: only 20 images]" in printed
     assert "floor: wrong image" in printed and "picture" not in printed
 
 
-def test_one_annotation_per_question_gives_no_annotator_ceiling_and_the_table_says_so(capsys):
+def test_one_annotation_per_question_leaves_one_annotator_unknown_and_the_table_says_so(capsys):
     rows = [row | {"answers": [row["answer"]]} for row in rows_of()]
     labels = [row["answer"] for row in rows]
     _, content = evaluate(rows, blind_floors(rows, rows), labels, labels)
@@ -44,8 +47,56 @@ def test_one_annotation_per_question_gives_no_annotator_ceiling_and_the_table_sa
     print_table(content)
     printed = capsys.readouterr().out
     assert "one annotator: unknown" in printed and "1 annotation each" in printed
-    assert score_bars(content)[0]["ends"][1] == "no annotator ceiling"
+    assert score_bars(content)[0]["ends"][1] == "one annotator unknown"
 
+
+def test_one_annotator_is_no_ceiling_and_says_if_the_label_was_chosen_with_this_vote(capsys):
+    """The label was chosen with the vote of the scored annotator, which made the score 5 points too high on VQA v2."""
+    rows = rows_of()
+    labels = [row["answer"] for row in rows]
+    held_out = [{"question_id": row["question_id"], "image_id": row["image_id"], "split": "test", "answers": row["answers"],
+                 "labels": [None] + [row["answer"]] * 9} for row in rows]
+    for given, kind, line, rows_scored in (((), "optimistic", "one annotator (optimistic)", 40),
+                                           (held_out, "held out", "one annotator", 360)):
+        _, content = evaluate(rows, {"most_frequent": ["no"] * 40}, labels, labels, held_out=given)
+        assert content["one_annotator"] == kind
+        assert content["ceilings"]["human"]["mean_sentence_bleu"]["n"] == rows_scored
+        assert re.search(r" reaches 1\d\d % \[\d+, \d+\] of the way from it to one annotator$", content["verdict"])
+        print_table(content)
+        printed = capsys.readouterr().out
+        assert re.search(rf"^{re.escape(line)}  +\d", printed, re.MULTILINE) and "ceiling: one annotator" not in printed
+        assert "ceiling: vocabulary and length" in printed
+        assert ("chosen with this annotator's vote" in printed) == (kind == "optimistic")
+
+
+def test_answers_that_training_lacks_are_counted_and_scored_apart(capsys):
+    """A model that can only repeat training answers had the same table as one that writes new answers."""
+    rows = rows_of()
+    labels = [row["answer"] for row in rows]
+    predictions = [label if label.endswith(("0", "1")) else "A  RED thing 1" for label in labels]
+    predictions[0] = "something new"
+    train_answers = ["a red thing 0", "A red  thing 1", "a red thing 2"]  # not "a red thing 3"
+    scores, content = evaluate(rows, blind_floors(rows, rows), predictions, labels, train_answers=train_answers)
+    assert content["novel_predictions"]["value"] == 2.5 and content["novel_predictions"]["n"] == 40
+    seen, unseen = (content["by_training_label"][kind] for kind in ("seen", "unseen"))
+    assert (seen["n"], unseen["n"]) == (30, 10), "no minimum number of rows"
+    assert unseen["exact_match"]["value"] == 0 and seen["exact_match"]["value"] == pytest.approx(100 * 19 / 30, abs=0.01)
+    print_table(content)
+    printed = capsys.readouterr().out
+    assert "predictions that are no training answer: 2.5 % [0.0, 7.5] (n=40)" in printed
+    assert "exact match 63.3 (n=30); unseen " in printed and "exact match 0.0 (n=10)" in printed
+    _, content = evaluate(rows, blind_floors(rows, rows), predictions, labels, train_answers=labels)
+    assert list(content["by_training_label"]) == ["seen"], "empty parts are left out"
+
+
+def test_the_calibration_compares_the_confidence_with_whole_answers(capsys):
+    rows = rows_of()
+    labels = [row["answer"] for row in rows]
+    predictions = [label if number % 2 else "wrong" for number, label in enumerate(labels)]
+    _, content = evaluate(rows, blind_floors(rows, rows), predictions, labels, confidences=[0.8] * 40)
+    assert content["calibration"] == {"expected_calibration_error": 0.3, "brier_score": 0.34}
+    print_table(content)
+    assert "expected calibration error 0.300, Brier score 0.340" in capsys.readouterr().out
 
 def test_a_new_metric_is_one_function_and_one_line(monkeypatch, capsys, tmp_path):
     """It has to be in the metrics file, in its own column of the printed table, among the bars and in the gallery."""
@@ -79,7 +130,8 @@ def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alon
     rows = rows_of(2)
     answers = [Answer("a red thing 0", 0.9, 0.6), Answer("x, \"y\"\r", 0.25, None)]
     scores = metrics.score_rows([answer.text for answer in answers], [row["answer"] for row in rows], [[], []])
-    scored, unscored = (result_rows(rows, answers, tmp_path, given) for given in (scores, None))
+    scored = result_rows(rows, answers, tmp_path, scores, ["a thing", "red"])
+    unscored = result_rows(rows, answers, tmp_path)
     assert rows == rows_of(2)
     assert (scored[0]["prediction"], scored[0]["exact_match"], scored[0]["gate"]) == ("a red thing 0", 100.0, 0.6)
     assert scored[1]["image_file"] == tmp_path / "p0.jpg" and unscored[1]["sentence_bleu"] is None
@@ -87,7 +139,8 @@ def test_result_rows_hold_scores_or_none_and_leave_the_rows_of_the_data_set_alon
     with open(tmp_path / "r.csv", newline="", encoding="utf-8") as stream:
         written = list(csv.DictReader(stream))
     assert list(written[0]) == ["question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu",
-                                "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type"]
+                                "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type", "floor_prediction"]
+    assert [row["floor_prediction"] for row in written] == ["a thing", "red"]
     assert written[1]["prediction"] == "x, \"y\"\r" and written[1]["confidence"] == "0.25"
 
 
@@ -105,8 +158,9 @@ def results_csv(path, predictions, scores, **changes):
 def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys):
     a = results_csv(tmp_path / "a.csv", ["x", "y", "n/a", "w"], [0, 50, 20, 100])
     b = results_csv(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0, 100, 0, 100])
-    print_comparison(a, b)
+    print_comparison([a], [b])
     printed = capsys.readouterr().out
+    assert "1 result on each side, B - A [95 % interval by image, too narrow: only 2 images]" in printed
     assert "42.50 ->    50.00   +7.50 [" in printed
     assert "2 answers changed, 1 for the better and 1 for the worse" in printed
     improved, worsened = printed.index("most improved"), printed.index("most worsened")
@@ -126,3 +180,29 @@ def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
     change(b)
     with pytest.raises(ValueError, match=message):
         join_results(a, b)
+
+
+def test_a_comparison_over_seeds_pairs_the_results_and_names_every_difference(tmp_path, capsys):
+    """One seed's gain was the headline, with an interval of images only: other seeds gave other gains."""
+    before, gains = np.linspace(0, 50, 80), (8.0, -5.0, 9.0)
+    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x"] * 80, before + (gain if side == "b" else 0))
+              for seed, gain in enumerate(gains)] for side in "ab"]
+    table = (tmp_path / "b1.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "b1.csv").write_text("".join([table[0], *table[:0:-1]]))  # another order of rows
+    print_comparison(*sides)
+    printed = capsys.readouterr().out
+    assert "80 questions on 40 images, 3 results on each side, B - A [95 % interval over seeds and images]" in printed
+    assert f"A = {', '.join(map(str, sides[0]))}\n" in printed
+    assert re.search(r"sentence_bleu +25.00 -> +29.00   \+4.00 \[-5.00, \+9.00\]   each pair: \+8.00, -5.00, \+9.00\n", printed)
+    assert "most improved" not in printed
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda sides: sides[1].pop(), "--compare has 2 results and --against 1"),
+    (lambda sides: [results_csv(side[1], ["x"] * 3, [1] * 3) for side in sides], "answer different questions"),
+    (lambda sides: [results_csv(side[1], ["x"] * 2, [1] * 2, answer="other") for side in sides], "different labels")])
+def test_seeds_that_cannot_be_compared_are_refused(damage, message, tmp_path):
+    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x", "y"], [1, 2]) for seed in range(2)] for side in "ab"]
+    damage(sides)
+    with pytest.raises(ValueError, match=message):
+        print_comparison(*sides)

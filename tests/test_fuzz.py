@@ -18,7 +18,7 @@ from PIL import Image
 
 import mini_vqa_v2
 from common.images import UNREADABLE, open_image
-from evaluation.report import join_results
+from evaluation.comparison import join_results
 from features.arrays import new_array, open_tensor
 from model import ModelConfig, VQAModel
 from preprocess import read_rows

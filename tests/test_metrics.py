@@ -1,5 +1,6 @@
 """Metrics against hand-computed values and published rules; intervals against scipy."""
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,87 @@ def test_paired_interval_is_narrow_if_the_rows_move_together():
     assert bootstrap.bootstrap_mean(first, range(400))[1] < bootstrap.bootstrap_mean(second, range(400))[2]
 
 
+def test_the_share_of_the_way_has_an_interval_of_draws_in_which_all_three_means_vary():
+    """The share was printed without an interval. Here the reference varies most, and it lives on other rows."""
+    generator = np.random.default_rng(6)
+    shares, covered = [], 0
+    for _ in range(200):
+        image = generator.normal(0, 10, 60)  # moves model and floor together
+        floor, values = (mean + image + generator.normal(0, 5, 60) for mean in (30, 60))
+        reference, groups = generator.normal(80, 15, 120), np.arange(120) // 2
+        share, low, high = bootstrap.share_of_way(values, floor, reference, range(60), groups)
+        assert share == pytest.approx(100 * (values.mean() - floor.mean()) / (reference.mean() - floor.mean()))
+        shares.append(share)
+        covered += low <= 60 <= high
+    assert 0.91 <= covered / 200 <= 0.99
+
+
+def test_the_share_on_the_same_rows_may_miss_references_and_needs_a_reference_above_the_floor():
+    values, floor = FLOOR + 30, FLOOR
+    reference = np.where(np.arange(100) % 3 == 0, np.nan, 80.0)
+    same_rows = bootstrap.share_of_way(values, floor, reference, range(100))
+    known = ~np.isnan(reference)
+    assert same_rows == pytest.approx(bootstrap.share_of_way(values, floor, reference[known], range(100),
+                                                             np.arange(100)[known]))
+    for unclear in (FLOOR - 1, FLOOR + np.tile([-60, 61], 50), np.full(100, np.nan)):
+        assert np.isnan(bootstrap.share_of_way(values, floor, unclear, range(100))).all()
+
+
+# several seeds
+
+def seeds_and_images(generator, num_seeds, seed_sd, image_sd, both_sd, num_images=60):
+    """(num_seeds, num_images) differences with mean 0. image_sd and both_sd are those of the mean over the images."""
+    scale = num_images ** 0.5
+    return (generator.normal(0, seed_sd, (num_seeds, 1)) + scale * generator.normal(0, image_sd, (1, num_images))
+            + scale * generator.normal(0, both_sd, (num_seeds, num_images)))
+
+
+def test_one_seed_gives_the_interval_by_image_and_the_draws_are_fixed():
+    generator = np.random.default_rng(3)
+    a, b, images = generator.uniform(0, 100, (3, 50)), generator.uniform(0, 100, (3, 50)), np.arange(50) // 2
+    assert bootstrap.difference_over_seeds(a[:1], b[:1], images) == pytest.approx(
+        bootstrap.paired_difference(a[0], b[0], images))
+    first = bootstrap.difference_over_seeds(a, b, images)
+    assert first[0] == pytest.approx((a - b).mean()) and bootstrap.difference_over_seeds(a, b, images) == first
+
+
+def test_the_interval_covers_the_spread_of_seeds():
+    """A difference over averaged seeds was resampled by image only: it excluded zero for what another seed turns round."""
+    gains = np.array([[4.0], [-3.0], [4.0], [-2.0]]) + np.zeros((4, 50))
+    assert bootstrap.paired_difference(gains.mean(0), np.zeros(50), range(50))[1] > 0
+    _, low, high = bootstrap.difference_over_seeds(gains, np.zeros((4, 50)), range(50))
+    assert low < 0 < high
+
+
+def test_the_width_over_seeds_is_that_of_a_mean_of_independent_seeds():
+    """All images are equal, so the only variance is S^2 / s: drawing s of s seeds would give (s - 1) / s of it."""
+    generator, num_seeds = np.random.default_rng(5), 12
+    widths = []
+    for _ in range(150):
+        differences = seeds_and_images(generator, num_seeds, 1, 0, 0, 5)
+        _, low, high = bootstrap.difference_over_seeds(differences, np.zeros_like(differences), range(5), draws=1000)
+        widths.append((high - low) ** 2)
+    assert np.mean(widths) ** 0.5 == pytest.approx(2 * 1.96 / num_seeds ** 0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("seed_sd, image_sd, both_sd", [(0.4, 0.3, 0.5), (0.3, 0.5, 0.2)])
+def test_the_interval_over_seeds_and_images_covers_95_percent(seed_sd, image_sd, both_sd):
+    generator, covered = np.random.default_rng(7), 0
+    for _ in range(400):
+        differences = seeds_and_images(generator, 5, seed_sd, image_sd, both_sd)
+        _, low, high = bootstrap.difference_over_seeds(differences, np.zeros_like(differences), range(60), draws=500)
+        covered += low <= 0 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+@pytest.mark.parametrize("images, expected", [
+    (30, "95 % interval by image"), (29, "95 % interval by image, too narrow: only 29 images"),
+    (1, "95 % interval by image, too narrow: only 1 image")])
+def test_an_interval_of_few_images_is_marked(images, expected):
+    """With 10 images the percentile interval covers 87 to 91 % in simulation, with 5 images 80 %."""
+    assert bootstrap.interval_name(images) == expected
+
+
 # summaries
 
 def test_summarise_gives_plain_rounded_numbers():
@@ -234,16 +316,18 @@ FLOOR = np.tile([10.0, 30.0], 50)
 
 
 @pytest.mark.parametrize("values, annotator, expected", [
-    (FLOOR + 30, FLOOR + 40, "beats the strongest floor (strong) by 30.0 [30.0, 30.0] mean sentence BLEU and reaches 75 % of "
-                             "the way from it to one annotator"),
+    (FLOOR + 30, FLOOR + 40, "beats the strongest floor (strong) by 30.0 [30.0, 30.0] mean sentence BLEU and reaches 75 % "
+                             "[75, 75] of the way from it to one annotator"),
     (FLOOR, FLOOR + 40, "does not beat the strongest floor (strong): +0.0 [+0.0, +0.0] mean sentence BLEU, an interval that "
                         "includes zero"),
     (FLOOR - 5, FLOOR + 40, "is below the strongest floor (strong): -5.0 [-5.0, -5.0] mean sentence BLEU"),
-    (FLOOR + 30, None, "; there is no annotator ceiling, since no question has a second annotation"),
-    (FLOOR + 30, np.full(100, np.nan), "; there is no annotator ceiling, since no question has a second annotation"),
+    (FLOOR + 30, None, "; one annotator is unknown, since no question has a second annotation"),
+    (FLOOR + 30, np.full(100, np.nan), "; one annotator is unknown, since no question has a second annotation"),
     (FLOOR + 30, np.where(np.arange(100) < 50, FLOOR + 60, np.nan),
-     " and reaches 50 % of the way from it to one annotator (on the 50 of 100 questions with a second annotation)"),
-    (FLOOR + 30, FLOOR - 1, "; one annotator does not score above that floor")])
+     " and reaches 50 % [50, 50] of the way from it to one annotator (on the 50 of 100 questions with a second annotation)"),
+    (FLOOR + 30, FLOOR - 1, "; one annotator is not clearly above that floor"),
+    (FLOOR + 30, np.where(np.arange(100) == 0, FLOOR + 40, np.nan),
+     " and reaches 75 % of the way from it to one annotator (on the 1 of 100 questions with a second annotation)")])
 def test_verdict_names_the_strongest_floor_and_the_way_to_one_annotator(values, annotator, expected):
     line = bootstrap.verdict(values, {"weak": np.zeros(100), "strong": FLOOR}, range(100), annotator)
     assert line == expected if expected[0].isalpha() else line.endswith(expected)
@@ -259,7 +343,18 @@ def test_verdict_is_paired_by_image_and_one_image_gives_none():
         "stands +5.8 mean sentence BLEU from the strongest floor (strong), but one image gives no interval")
 
 
+def test_the_verdict_takes_one_annotator_from_other_rows():
+    """Held-out annotators are scored on other questions, which are grouped by image too."""
+    line = bootstrap.verdict(FLOOR + 30, {"strong": FLOOR}, [f"p{n}" for n in range(100)], np.full(7, 80.0),
+                             [f"p{n}" for n in range(7)])
+    assert re.search(r" and reaches 50 % \[4\d, 5\d\] of the way from it to one annotator$", line)
+
+
 # calibration
+
+def test_brier_score_by_hand():
+    assert bootstrap.brier_score([0.9, 0.9, 0.5], [True, False, True]) == pytest.approx((0.01 + 0.81 + 0.25) / 3)
+
 
 def test_calibration_error_by_hand():
     """Two of four rows at 0.9 are right, one of one at 0.1 is: (4 x 0.4 + 1 x 0.9) / 5. Empty bins are left out."""

@@ -51,7 +51,8 @@ def test_test_py_scores_stage_two_by_default_and_writes_the_same_bytes_again(tra
     output = run_script("test.py", "--data-dir", data_dir, cwd=folder, PYTHONHASHSEED="1").stdout
     rows = tiny.read_csv(folder / "output/vqa_test_results.csv")
     assert list(rows[0]) == ["question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu",
-                             "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type"]
+                             "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type",
+                             "floor_prediction"]
     assert len(rows) == 30 and all(0 < float(row["confidence"]) <= 1 for row in rows)
     metrics = json.loads((folder / "output/vqa_test_metrics.json").read_text())
     assert metrics["num_questions"] == 30 and metrics["split"] == "test"
@@ -59,6 +60,9 @@ def test_test_py_scores_stage_two_by_default_and_writes_the_same_bytes_again(tra
     mean = sum(float(row["sentence_bleu"]) for row in rows) / len(rows)
     assert metrics["scores"]["mean_sentence_bleu"]["value"] == pytest.approx(mean, abs=0.01)
     assert metrics["ceilings"]["vocabulary"]["exact_match"]["value"] == 100
+    assert metrics["one_annotator"] == "optimistic" and metrics["novel_predictions"]["n"] == 30
+    assert sum(part["n"] for part in metrics["by_training_label"].values()) == 30
+    assert 0 <= metrics["calibration"]["brier_score"] <= 1
     assert "verdict:" in output and "floor: wrong" in output
     images = {path.name for path in (folder / "results").glob("*.png")}
     assert {"overview.png", "scores.png", "calibration.png"} <= images and len(images) == 12 + 3
@@ -85,6 +89,19 @@ def test_references_are_the_original_strings(score, tmp_path):
     assert {row["answer"] for row in results} == {"Some Unheard-of thing, isn't it"}
     assert metrics["scores"]["exact_match"]["value"] == 0
     assert metrics["ceilings"]["vocabulary"]["exact_match"]["value"] == 0
+
+
+def test_one_annotator_is_scored_on_the_held_out_entries_of_the_tested_split(score, data_dir, tmp_path):
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    entries = [{"question_id": row["question_id"], "image_id": row["image_id"], "split": row["split"],
+                "answers": [row["answer"]] * 10, "labels": [row["answer"]] * 2 + [None] * 8}
+               for row in tiny.read_csv(folder / "metadata.csv")]
+    (folder / "held_out_annotators.json").write_text(json.dumps(entries))
+    _, metrics, _ = score("--num-pictures", 0, data=("--data-dir", folder))
+    assert metrics["one_annotator"] == "held out"
+    assert metrics["ceilings"]["human"]["exact_match"] == {"value": 100.0, "ci95": [100.0, 100.0], "n": 60}
+    _, metrics, _ = score("--baselines-only", data=("--data-dir", folder))
+    assert metrics["ceilings"]["human"]["exact_match"]["n"] == 360, "of all splits"
 
 
 def test_a_classifier_over_training_answers_trains_and_is_scored(trained, score, encoder_flags, data_dir, tmp_path):

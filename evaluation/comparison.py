@@ -1,0 +1,92 @@
+"""Two results, or several seeds on both sides, compared by question: B - A with intervals."""
+import numpy as np
+import pandas as pd
+
+from evaluation.bootstrap import difference_over_seeds, interval_name
+from evaluation.metrics import SCORE_COLUMNS
+
+COMPARED = (*SCORE_COLUMNS, "confidence")  # columns of a results CSV
+CHANGED_ROWS = 5  # shown at either end of a comparison
+
+
+def print_comparison(paths_a, paths_b):
+    """Print how the scores of B differ from those of A, paired by question; and of one pair the rows that changed most.
+
+    paths_a, paths_b: as many results CSVs on both sides; the i-th of each side are a pair, for example of one seed.
+    """
+    tables = join_all(paths_a, paths_b)
+    groups, number = tables[0]["image_id_a"], len(tables)
+    interval = interval_name(groups.nunique(), "over seeds and images" if number > 1 else "by image")
+    print(f"\n{len(groups)} questions on {groups.nunique()} images, {number} result{'s' * (number > 1)} on each side, "
+          f"B - A [{interval}]")
+    for side, paths in (("A", paths_a), ("B", paths_b)):
+        print(f"  {side} = {', '.join(map(str, paths))}")
+    for name in COMPARED:
+        a, b = (np.array([table[f"{name}_{side}"] for table in tables]) for side in "ab")  # (pairs, questions)
+        difference, low, high = difference_over_seeds(b, a, groups)
+        each = f"   each pair: {', '.join(f'{pair:+.2f}' for pair in (b - a).mean(1))}" if number > 1 else ""
+        print(f"  {name:<14} {a.mean():8.2f} -> {b.mean():8.2f}   {difference:+.2f} [{low:+.2f}, {high:+.2f}]{each}")
+    if number == 1:
+        print_changed_rows(tables[0])
+
+
+def print_changed_rows(table):
+    """Print the answers of a pair (from `join_results`) that improved and worsened most."""
+    table = table.assign(change=table["sentence_bleu_b"] - table["sentence_bleu_a"])
+    changed = table[table["prediction_a"] != table["prediction_b"]].sort_values("change", kind="stable")
+    better, worse = (changed["change"] > 0).sum(), (changed["change"] < 0).sum()
+    print(f"  {len(changed)} answers changed, {better} for the better and {worse} for the worse in sentence BLEU")
+    for title, rows in (("most improved", changed[::-1]), ("most worsened", changed)):
+        print(f"\n{title}")
+        for row in rows[:CHANGED_ROWS].itertuples():
+            print(f"  {row.change:+6.1f}  {row.question_a}  label: {row.answer_a}  A: {row.prediction_a}  "
+                  f"B: {row.prediction_b}")
+
+
+def join_all(paths_a, paths_b):
+    """[DataFrame of `join_results`] of each pair, all with the same questions in the same order.
+
+    Raises ValueError if the sides differ in number, or if two results answer different questions.
+    """
+    if len(paths_a) != len(paths_b):
+        raise ValueError(f"--compare has {len(paths_a)} results and --against {len(paths_b)}: the first of one side is "
+                         "compared with the first of the other, and so on, so give as many on both sides")
+    tables = [join_results(*pair) for pair in zip(paths_a, paths_b, strict=True)]
+    for path, table in zip(paths_a, tables, strict=True):
+        check_same_questions(paths_a[0], tables[0], path, table, "_a")
+    order = tables[0]["question_id"]
+    return [table.set_index("question_id").loc[order].reset_index() for table in tables]
+
+
+def join_results(path_a, path_b):
+    """Two results CSVs side by side, joined on question_id; all other columns end in _a or _b.
+
+    Raises ValueError if they answer different questions.
+    """
+    a, b = (read_results(path) for path in (path_a, path_b))
+    check_same_questions(path_a, a, path_b, b)
+    return a.merge(b, on="question_id", suffixes=("_a", "_b"))
+
+
+def check_same_questions(path_a, a, path_b, b, suffix=""):
+    """Raise ValueError unless both tables hold the same questions, once each, with the same labels."""
+    labels_a, labels_b = (dict(zip(table["question_id"], table[f"answer{suffix}"], strict=True)) for table in (a, b))
+    if not len(a) == len(b) == len(labels_a) or labels_a.keys() != labels_b.keys() or not labels_a:
+        raise ValueError(f"--compare: {path_a} ({len(a)} rows) and {path_b} ({len(b)} rows) answer different questions; "
+                         "compare runs of test.py on the same data and split")
+    if labels_a != labels_b:
+        raise ValueError(f"--compare: {path_a} and {path_b} hold different labels for the same questions")
+
+
+def read_results(path):
+    """A results CSV of test.py: scores as numbers, the rest as text. Raises ValueError if `path` is none."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--compare: {path} is not a results CSV of test.py: {error}") from error
+    missing = {"question_id", "image_id", "question", "answer", "prediction", *COMPARED} - set(table.columns)
+    if missing:
+        raise ValueError(f"--compare: {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")
+    if (table[list(COMPARED)] == "").any(axis=None):
+        raise ValueError(f"--compare: {path} holds answers without scores")
+    return table.astype(dict.fromkeys(COMPARED, float))

@@ -1,0 +1,81 @@
+"""The tables of the demo: show_table.py between the strongest floor and the oracle, and the lines of ablations.py."""
+import numpy as np
+import pytest
+import tiny
+
+from common.files import write_json
+from demo import ablations, show_table
+from evaluation.bootstrap import share_of_way
+from evaluation.generation import Answer
+from evaluation.metrics import score_rows, sentence_bleu
+from evaluation.report import evaluate
+from evaluation.results import result_rows, write_csv
+from preprocess import read_rows
+
+
+def answers_of(labels, right):
+    """The first `right` labels, and for the others a wrong answer."""
+    return [label if number < right else "a house" for number, label in enumerate(labels)]
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """Config of show_table.py for the test split of tiny data: stage 1 has 12 of 30 answers right, stage 2 18, floors 6
+    and 3, and the oracle 27."""
+    tiny.write_data(tmp_path / "data")
+    frame = read_rows(tmp_path / "data").query("split == 'test'")
+    rows, labels = frame.to_dict("records"), frame["answer"].tolist()
+    floors = {"most_frequent": answers_of(labels, 3), "question_only": answers_of(labels, 6), "wrong_picture": ["a house"] * 30}
+    for stage, right in (("1", 12), ("2", 18)):
+        predictions = answers_of(labels, right)
+        scores, metrics = evaluate(rows, floors, predictions, labels)
+        write_json(tmp_path / f"{stage}_metrics.json", metrics)
+        answers = [Answer(text, 0.5, None) for text in predictions]
+        finished = result_rows(rows, answers, tmp_path, scores, floors[metrics["strongest_floor"]])
+        write_csv(finished, tmp_path / f"{stage}_results.csv")
+    oracle = dict(zip(frame["question_id"], answers_of(labels, 27), strict=True))
+    write_json(tmp_path / "true.json", {"0": "another question"} | oracle)
+    return show_table.Config(str(tmp_path / "1"), str(tmp_path / "2"), "r", str(tmp_path / "data"), str(tmp_path / "true.json"))
+
+
+def test_the_demo_measures_the_way_from_the_strongest_floor_to_the_oracle(demo, capsys):
+    """It went from the better most-frequent floor, which others beat, to one annotator, whom it called a ceiling."""
+    show_table.main(demo)
+    printed = capsys.readouterr().out
+    assert "floor: question only" in printed and "floor: wrong image" in printed
+    assert "one annotator (optimistic)" in printed and "ceiling: oracle, knows the true scene" in printed
+    assert "10 images, scores 0 to 100 [95 % interval by image, too narrow: only 10 images]" in printed
+    assert "stage 2: The model beats the strongest floor (question only) by" in printed
+    frame = read_rows(demo.data_dir).query("split == 'test'")
+    labels = frame["answer"].tolist()
+    values, floor, oracle = ([sentence_bleu(*pair) for pair in zip(answers_of(labels, right), labels, strict=True)]
+                             for right in (18, 6, 27))
+    share, low, high = share_of_way(values, floor, oracle, frame["image_id"])
+    assert f"to the ceiling, the oracle, it reaches {share:.0f} % [{low:.0f}, {high:.0f}] of the way" in printed
+    assert "strongest floor without image (question only)" in printed
+
+
+def test_without_the_oracle_the_demo_says_how_to_get_it(demo):
+    demo.true_answers = "nowhere.json"
+    with pytest.raises(FileNotFoundError, match="nowhere.json not found: `make demo-data` writes it"):
+        show_table.main(demo)
+
+
+def test_a_line_of_the_ablations_has_an_interval_over_seeds(tmp_path):
+    """Averaging the seeds and resampling images made the second line bold: its gain is that of one seed in three."""
+    cfg, rows = ablations.Config(output_dir=str(tmp_path)), [
+        {"question_id": str(number), "image_id": str(number), "image_path": "", "question": "what?", "answer": "a red ball",
+         "answers": [], "question_type": "", "answer_type": ""} for number in range(40)]
+    other = ablations.Variant("other", train="--inputs image")
+    for seed, right in ((42, 40), (43, 20), (44, 18)):
+        for variant, count in ((ablations.STAGE_1, 20), (other, right)):
+            predictions = answers_of(["a red ball"] * 40, count)
+            scores = score_rows(predictions, ["a red ball"] * 40, [[]] * 40)
+            folder = ablations.run_folder(variant, seed, cfg)
+            folder.mkdir()
+            write_csv(result_rows(rows, [Answer(text, 0.5, None) for text in predictions], tmp_path, scores),
+                      folder / "results.csv")
+    line = ablations.table_line(other, range(42, 45), cfg)
+    gain = np.mean([20, 0, -2]) * (100 - sentence_bleu("a house", "a red ball")) / 40
+    assert f" | {gain:+.1f} [-" in line and "**" not in line
+    assert ablations.table_line(ablations.STAGE_1, range(42, 45), cfg).endswith("|  |")
