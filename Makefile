@@ -16,7 +16,8 @@ DEMO_FINE_TUNE = --epochs 4 --patience 5 --weight-decay 0.05 \
 STAGE_1 = output/demo/feature_extraction
 STAGE_2 = output/demo/fine_tuning
 QUESTION_ONLY = output/demo/question_only
-DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint $(QUESTION_ONLY)/vqa_checkpoint.pt
+DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint $(QUESTION_ONLY)/vqa_checkpoint.pt \
+  --true-answers demo/vqa_v2/true_answers.json
 
 .PHONY: demo demo-data test test-slow ablations lint clean install
 

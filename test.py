@@ -9,6 +9,7 @@ gallery page, sample images with their answers, and two charts. Also:
     python test.py --baselines-only                                         floors and one annotator, no model
 """
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,8 @@ class Config:
     """questions answered at once; it does not change the answers"""
     question_only_checkpoint: str = "output/question_only/vqa_checkpoint.pt"
     """a model trained with --inputs question; it is one more floor if the file exists"""
+    true_answers: str | None = None
+    """JSON file {question_id: text} with the best possible answers, if they are known; scored as the ceiling `oracle`"""
     image: str | None = None
     """answer `question` about this image instead"""
     question: str | None = None
@@ -91,7 +94,7 @@ def answer_split(cfg):
     """Answer and score one split; write and print everything."""
     trained, rows = load_model(cfg.checkpoint), read_rows(cfg.data_dir)
     datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
-    dataset = datasets[cfg.split]
+    dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
 
     answers = answers_of(trained, dataset, cfg)
@@ -99,16 +102,16 @@ def answer_split(cfg):
     image_index = wrong_images(dataset, cfg.seed)
     if image_index is not None:
         floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
-    limited_labels = vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, trained.model.config.answer_max_len)
-    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], limited_labels,
+    ceilings = {"vocabulary": vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, answer_max_len)}
+    ceilings |= oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
+    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings,
                                [answer.confidence for answer in answers], read_held_out(cfg.data_dir, cfg.split),
                                [row["answer"] for row in train_rows])
 
     metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
-    floor = floors[metrics["strongest_floor"]]
-    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores, floor), metrics, cfg)
+    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
@@ -136,6 +139,18 @@ def question_only_floor(trained, rows, cfg):
     blind = load_model(path)
     dataset = load_datasets(blind, rows, cfg, (cfg.split,))[cfg.split]
     return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
+
+
+def oracle_ceiling(question_ids, path):
+    """{"oracle": texts} from the JSON file of --true-answers; {} without one."""
+    if path is None:
+        return {}
+    try:
+        true_answers = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {"oracle": [str(true_answers[question_id]) for question_id in question_ids]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"--true-answers {path} is no JSON file with an answer for every tested question "
+                         f"({type(error).__name__}: {error!s:.100})") from error
 
 
 def answer_csv(cfg):

@@ -136,19 +136,14 @@ def by_type(scores_by_name, types, groups, min_rows=MIN_TYPE_ROWS):
     return table, hidden
 
 
-def strongest(floors):
-    """The name of the floor with the highest mean. floors: {NAME: (n,)}."""
-    return max(floors, key=lambda name: floors[name].mean())
+def verdict(values, floors, groups, references=()):
+    """One line: does the model beat its strongest floor beyond the interval, and how far is it to each reference?
 
-
-def verdict(values, floors, groups, annotator=None, annotator_groups=None):
-    """One line: does the model beat its strongest floor beyond the interval, and how far is it to one annotator?
-
-    values: (n,) scores of the model; floors: {NAME: (n,)}; annotator: (n,) scores of one annotator, NaN if unknown,
-    or None. With `annotator_groups` they are (m,) scores of other rows, on the images of that name. The difference is
-    paired by row and resampled by image. It counts only if its interval, rounded as printed, excludes zero.
+    values: (n,) scores of the model; floors: {NAME: (n,)}; references: list of (name, scores, groups) as in
+    `way_to_reference`. The difference is paired by row and resampled by image. It counts only if its interval, rounded as
+    printed, excludes zero.
     """
-    name = strongest(floors)
+    name = max(floors, key=lambda floor: floors[floor].mean())
     difference, low, high = (round(x, 1) + 0.0 for x in paired_difference(values, floors[name], groups))
     measured = f"{difference:+.1f} [{low:+.1f}, {high:+.1f}] {UNIT}"
     if np.isnan(low):
@@ -158,27 +153,27 @@ def verdict(values, floors, groups, annotator=None, annotator_groups=None):
     if low <= 0:
         return f"does not beat the strongest floor ({name}): {measured}, an interval that includes zero"
     beats = f"beats the strongest floor ({name}) by {difference:.1f} [{low:.1f}, {high:.1f}] {UNIT}"
-    return beats + _way_to_annotator(values, floors[name], groups, annotator, annotator_groups)
+    return "; ".join([beats, *(way_to_reference(values, floors[name], groups, *reference) for reference in references)])
 
 
-def _way_to_annotator(values, floor, groups, annotator, annotator_groups):
-    """The part of the verdict about one annotator. If scored on the same rows: on those with a second annotation."""
-    known = np.zeros(len(values), dtype=bool) if annotator is None else ~np.isnan(annotator)
+def way_to_reference(values, floor, groups, name, reference, reference_groups):
+    """The part of the verdict about the reference `name`, such as "one annotator".
+
+    reference: (n,) scores of the same rows, NaN if unknown; with `reference_groups` (m,) scores of other rows, on the
+    images of that name.
+    """
+    known = ~np.isnan(reference)
     if not known.any():
-        return "; one annotator is unknown, since no question has a second annotation"
+        return f"{name} is unknown, since no question has a second annotation"
     where = ""
-    if annotator_groups is None and not known.all():
+    if reference_groups is None and not known.all():
         where = f" (on the {known.sum()} of {len(known)} questions with a second annotation)"
-        values, floor, annotator, groups = (np.asarray(column)[known] for column in (values, floor, annotator, groups))
-    share, low, high = share_of_way(values, floor, annotator, groups, annotator_groups)
+        values, floor, reference, groups = (np.asarray(column)[known] for column in (values, floor, reference, groups))
+    share, low, high = share_of_way(values, floor, reference, groups, reference_groups)
     if np.isnan(share):
-        return f"; one annotator is not clearly above that floor{where}"
-    return f" and reaches {share_text(share, low, high)} of the way from it to one annotator{where}"
-
-
-def share_text(share, low, high):
-    """What `share_of_way` returned, as text without decimals."""
-    return f"{share:.0f} %" if np.isnan(low) else f"{share:.0f} % [{low:.0f}, {high:.0f}]"
+        return f"{name} is not clearly above that floor{where}"
+    interval = "" if np.isnan(low) else f" [{low:.0f}, {high:.0f}]"
+    return f"it reaches {share:.0f} %{interval} of the way from that floor to {name}{where}"
 
 
 def brier_score(confidence, correct):

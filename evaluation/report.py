@@ -9,7 +9,6 @@ from evaluation.bootstrap import (
     by_type,
     expected_calibration_error,
     interval_name,
-    strongest,
     summarise,
     verdict,
 )
@@ -18,12 +17,12 @@ from evaluation.metrics import HEADLINE, METRICS, score_rows, signature
 TYPES = ("answer_type", "question_type")  # columns of the data set
 
 
-def evaluate(rows, floors, predictions=None, limited_labels=None, confidences=None, held_out=(), train_answers=()):
+def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, held_out=(), train_answers=()):
     """Score answers for `rows` (list of dicts): ({NAME: (n,)} of the predictions, the content of the metrics file).
 
     floors: {FLOOR: n texts}. predictions: n texts of the model; without them only floors and one annotator are scored.
-    limited_labels: n texts of `baselines.vocabulary_limited_labels`. confidences: n numbers, 0 to 1, or None.
-    held_out: entries of `preprocess.read_held_out`. train_answers: labels of the training rows.
+    ceilings: {CEILING: n texts}; one of them may be "oracle". confidences: n numbers, 0 to 1, or None. held_out: entries of
+    `preprocess.read_held_out`. train_answers: labels of the training rows.
     """
     labels, annotations, groups = ([row[name] for row in rows] for name in ("answer", "answers", "image_id"))
     counts = [len(texts) for texts in annotations]
@@ -31,16 +30,18 @@ def evaluate(rows, floors, predictions=None, limited_labels=None, confidences=No
     metrics = {"num_questions": len(rows), "num_images": len(set(groups)), "interval": interval_name(len(set(groups))),
                "signature": signature(), "humans_per_question": [min(counts), max(counts)],
                "one_annotator": "optimistic" if optimistic else "held out"}
-    scores, ceilings = None, {"human": summarise(annotator, annotator_groups)}
-    floors = {name: score_rows(texts, labels, annotations) for name, texts in floors.items()}
+    scores = None
+    floors, ceilings = ({name: score_rows(texts, labels, annotations) for name, texts in (answers or {}).items()}
+                        for answers in (floors, ceilings))
     if predictions is not None:
         scores = score_rows(predictions, labels, annotations)
         headlines = {name: floor[HEADLINE] for name, floor in floors.items()}
-        metrics |= {"strongest_floor": strongest(headlines), "verdict": verdict(
-            scores[HEADLINE], headlines, groups, annotator[HEADLINE], None if optimistic else annotator_groups),
-            "scores": summarise(scores, groups)}
-        ceilings["vocabulary"] = summarise(score_rows(limited_labels, labels, annotations), groups)
-    metrics |= {"floors": {name: summarise(table, groups) for name, table in floors.items()}, "ceilings": ceilings}
+        references = [("the oracle", ceilings["oracle"][HEADLINE], None)] if "oracle" in ceilings else []
+        references += [("one annotator", annotator[HEADLINE], None if optimistic else annotator_groups)]
+        metrics |= {"verdict": verdict(scores[HEADLINE], headlines, groups, references), "scores": summarise(scores, groups)}
+    metrics |= {name: {key: summarise(table, groups) for key, table in tables.items()}
+                for name, tables in (("floors", floors), ("ceilings", ceilings))}
+    metrics["ceilings"]["human"] = summarise(annotator, annotator_groups)
     if predictions is not None:
         metrics |= model_details(rows, scores, predictions, confidences, train_answers)
     return scores, metrics

@@ -14,19 +14,18 @@ from evaluation.gallery import draw_overview, draw_prediction, write_gallery
 from evaluation.metrics import SCORE_COLUMNS
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
-           "question_type", "answer_type", "floor_prediction")
+           "question_type", "answer_type")
 
 
-def result_rows(rows, answers, folder, scores=None, floor=None):
+def result_rows(rows, answers, folder, scores=None):
     """The finished rows that CSV, gallery and charts read: a list of dicts, one per question.
 
     rows: list of dicts of the data set, whose image_path is relative to `folder`. answers: list of
-    `generation.Answer`. scores: {NAME: (n,)}, and floor: n texts of the strongest floor, or None without labels.
-    Added to each row: prediction, confidence, gate, image_file (Path), floor_prediction, and sentence_bleu, exact_match
-    and vqa_accuracy (0 to 100, or None).
+    `generation.Answer`. scores: {NAME: (n,)}, or None without labels. Added to each row: prediction, confidence, gate,
+    image_file (Path), and sentence_bleu, exact_match and vqa_accuracy (0 to 100, or None).
     """
     return [{**row, "prediction": answer.text, "confidence": answer.confidence, "gate": answer.gate,
-             "image_file": Path(folder) / row["image_path"], "floor_prediction": None if floor is None else floor[number],
+             "image_file": Path(folder) / row["image_path"],
              **{column: None if scores is None else float(scores[name][number]) for column, name in SCORE_COLUMNS.items()}}
             for number, (row, answer) in enumerate(zip(rows, answers, strict=True))]
 

@@ -51,8 +51,7 @@ def test_test_py_scores_stage_two_by_default_and_writes_the_same_bytes_again(tra
     output = run_script("test.py", "--data-dir", data_dir, cwd=folder, PYTHONHASHSEED="1").stdout
     rows = tiny.read_csv(folder / "output/vqa_test_results.csv")
     assert list(rows[0]) == ["question_id", "image_id", "image_path", "question", "answer", "prediction", "sentence_bleu",
-                             "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type",
-                             "floor_prediction"]
+                             "exact_match", "vqa_accuracy", "confidence", "question_type", "answer_type"]
     assert len(rows) == 30 and all(0 < float(row["confidence"]) <= 1 for row in rows)
     metrics = json.loads((folder / "output/vqa_test_metrics.json").read_text())
     assert metrics["num_questions"] == 30 and metrics["split"] == "test"
@@ -116,6 +115,19 @@ def test_a_classifier_over_training_answers_trains_and_is_scored(trained, score,
         assert {row["prediction"] for row in rows} <= training_answers
         known = [row["answer"] in training_answers for row in rows]
         assert metrics["ceilings"]["vocabulary"]["exact_match"]["value"] == pytest.approx(100 * sum(known) / 30, abs=0.01)
+
+
+def test_known_true_answers_are_scored_as_the_oracle(trained, score, data_dir, tmp_path):
+    rows = [row for row in tiny.read_csv(data_dir / "metadata.csv") if row["split"] == "test"]
+    true_answers = {row["question_id"]: row["answer"] for row in rows} | {rows[0]["question_id"]: "a wrong one"}
+    (tmp_path / "true.json").write_text(json.dumps(true_answers))
+    output, metrics, _ = score("--true-answers", tmp_path / "true.json")
+    assert metrics["ceilings"]["oracle"]["exact_match"]["value"] == pytest.approx(100 * 29 / 30, abs=0.01)
+    assert "ceiling: oracle" in output
+    for content in ('{"0": "a"}', "[]", "{"):
+        (tmp_path / "true.json").write_text(content)
+        line = call_script("test.py", "--data-dir", data_dir, "--true-answers", tmp_path / "true.json", expect=2, cwd=trained[0])
+        assert "is no JSON file with an answer for every tested question" in line
 
 
 def test_one_question_about_one_image(trained, data_dir, tmp_path):
