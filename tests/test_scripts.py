@@ -126,7 +126,8 @@ def test_known_true_answers_are_scored_as_the_oracle(trained, score, data_dir, t
     assert "ceiling: oracle" in output
     for content in ('{"0": "a"}', "[]", "{"):
         (tmp_path / "true.json").write_text(content)
-        line = call_script("test.py", "--data-dir", data_dir, "--true-answers", tmp_path / "true.json", expect=2, cwd=trained[0])
+        flags = ("--data-dir", data_dir, "--true-answers", tmp_path / "true.json")
+        line = call_script("test.py", *flags, expect=2, cwd=trained[0])
         assert "is no JSON file with an answer for every tested question" in line
 
 
