@@ -158,5 +158,5 @@ def score_bars(metrics):
                 "ci95": None if None in score["ci95"] else score["ci95"],
                 "floors": list(floors.values()), "floor": floors.get(best), "annotator": annotator,
                 "ends": [f"{display_name(best)} {floors[best]:.1f}" if floors else "no floor",
-                         "one annotator unknown" if annotator is None else f"{display_name('human')} {annotator:.1f}"]})
+                         "one annotator unknown" if annotator is None else f"{annotator_line(metrics)} {annotator:.1f}"]})
     return bars
