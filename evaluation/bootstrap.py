@@ -152,28 +152,31 @@ def verdict(values, floors, groups, references=()):
         return f"is below the strongest floor ({name}): {measured}"
     if low <= 0:
         return f"does not beat the strongest floor ({name}): {measured}, an interval that includes zero"
-    beats = f"beats the strongest floor ({name}) by {difference:.1f} [{low:.1f}, {high:.1f}] {UNIT}"
-    return "; ".join([beats, *(way_to_reference(values, floors[name], groups, *reference) for reference in references)])
+    line = f"beats the strongest floor ({name}) by {difference:.1f} [{low:.1f}, {high:.1f}] {UNIT}"
+    ways = [way_to_reference(values, floors[name], groups, *reference) for reference in references]
+    if shares := [text for text, is_share in ways if is_share]:
+        line += f"; from that floor it reaches {' and '.join(shares)}"
+    return "; ".join([line, *(text for text, is_share in ways if not is_share)])
 
 
 def way_to_reference(values, floor, groups, name, reference, reference_groups):
-    """The part of the verdict about the reference `name`, such as "one annotator".
+    """(text, True) with the share of the way to the reference `name`, or (text, False) with the reason why there is none.
 
     reference: (n,) scores of the same rows, NaN if unknown; with `reference_groups` (m,) scores of other rows, on the
     images of that name.
     """
     known = ~np.isnan(reference)
     if not known.any():
-        return f"{name} is unknown, since no question has a second annotation"
+        return f"{name} is unknown, since no question has a second annotation", False
     where = ""
     if reference_groups is None and not known.all():
         where = f" (on the {known.sum()} of {len(known)} questions with a second annotation)"
         values, floor, reference, groups = (np.asarray(column)[known] for column in (values, floor, reference, groups))
     share, low, high = share_of_way(values, floor, reference, groups, reference_groups)
     if np.isnan(share):
-        return f"{name} is not clearly above that floor{where}"
+        return f"{name} is not clearly above that floor{where}", False
     interval = "" if np.isnan(low) else f" [{low:.0f}, {high:.0f}]"
-    return f"it reaches {share:.0f} %{interval} of the way from that floor to {name}{where}"
+    return f"{share:.0f} %{interval} of the way to {name}{where}", True
 
 
 def brier_score(confidence, correct):

@@ -61,7 +61,7 @@ def test_one_annotator_is_no_ceiling_and_says_if_the_label_was_chosen_with_this_
         _, content = evaluate(rows, {"most_frequent": ["no"] * 40}, labels, {"vocabulary": labels}, held_out=given)
         assert content["one_annotator"] == kind
         assert content["ceilings"]["human"]["mean_sentence_bleu"]["n"] == rows_scored
-        assert re.search(r"; it reaches 1\d\d % \[\d+, \d+\] of the way from that floor to one annotator$", content["verdict"])
+        assert re.search(r"; from that floor it reaches 1\d\d % \[\d+, \d+\] of the way to one annotator$", content["verdict"])
         print_table(content)
         printed = capsys.readouterr().out
         assert re.search(rf"^{re.escape(line)}  +\d", printed, re.MULTILINE) and "ceiling: one annotator" not in printed

@@ -316,18 +316,18 @@ FLOOR = np.tile([10.0, 30.0], 50)
 
 
 @pytest.mark.parametrize("values, annotator, expected", [
-    (FLOOR + 30, FLOOR + 40, "beats the strongest floor (strong) by 30.0 [30.0, 30.0] mean sentence BLEU; it reaches "
-                             "75 % [75, 75] of the way from that floor to one annotator"),
+    (FLOOR + 30, FLOOR + 40, "beats the strongest floor (strong) by 30.0 [30.0, 30.0] mean sentence BLEU; from that "
+                             "floor it reaches 75 % [75, 75] of the way to one annotator"),
     (FLOOR, FLOOR + 40, "does not beat the strongest floor (strong): +0.0 [+0.0, +0.0] mean sentence BLEU, an interval that "
                         "includes zero"),
     (FLOOR - 5, FLOOR + 40, "is below the strongest floor (strong): -5.0 [-5.0, -5.0] mean sentence BLEU"),
     (FLOOR + 30, np.full(100, np.nan), "; one annotator is unknown, since no question has a second annotation"),
     (FLOOR + 30, np.where(np.arange(100) < 50, FLOOR + 60, np.nan),
-     "; it reaches 50 % [50, 50] of the way from that floor to one annotator (on the 50 of 100 questions with a second "
+     "; from that floor it reaches 50 % [50, 50] of the way to one annotator (on the 50 of 100 questions with a second "
      "annotation)"),
     (FLOOR + 30, FLOOR - 1, "; one annotator is not clearly above that floor"),
     (FLOOR + 30, np.where(np.arange(100) == 0, FLOOR + 40, np.nan),
-     "; it reaches 75 % of the way from that floor to one annotator (on the 1 of 100 questions with a second annotation)")])
+     "; from that floor it reaches 75 % of the way to one annotator (on the 1 of 100 questions with a second annotation)")])
 def test_verdict_names_the_strongest_floor_and_the_way_to_one_annotator(values, annotator, expected):
     line = bootstrap.verdict(values, {"weak": np.zeros(100), "strong": FLOOR}, range(100), [("one annotator", annotator, None)])
     assert line == expected if expected[0].isalpha() else line.endswith(expected)
@@ -348,8 +348,8 @@ def test_the_verdict_takes_one_annotator_from_other_rows_and_the_oracle_from_the
     images = [f"p{n}" for n in range(100)]
     references = [("the oracle", FLOOR + 75, None), ("one annotator", np.full(7, 80.0), images[:7])]
     line = bootstrap.verdict(FLOOR + 30, {"strong": FLOOR}, images, references)
-    assert re.search(r"; it reaches 40 % \[40, 40\] of the way from that floor to the oracle; it reaches 50 % \[4\d, 5\d\] "
-                     "of the way from that floor to one annotator$", line)
+    assert re.search(r"; from that floor it reaches 40 % \[40, 40\] of the way to the oracle and 50 % \[4\d, 5\d\] of the way "
+                     "to one annotator$", line)
 
 
 # calibration
