@@ -23,6 +23,7 @@ from common import settings
 from common.files import atomic_write, write_json
 from evaluation.bootstrap import difference_over_seeds
 from evaluation.comparison import join_all
+from evaluation.metrics import HEADLINE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,11 +82,12 @@ def main(cfg):
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.seeds)
     for variant, seed in tqdm([(variant, seed) for seed in seeds for variant in VARIANTS], "runs", unit=" runs"):
         run_variant(variant, seed, cfg)
-    lines = ["| variant | mean sentence BLEU | exact match | against the first line |", "|---|---|---|---|"]
+    lines = ["| variant | mean sentence BLEU | exact match | BLEU on unseen labels | against the first line |",
+             "|---|---|---|---|---|"]
     lines += [table_line(variant, seeds, cfg) for variant in VARIANTS]
     text = ("\n".join(lines) + f"\n\n{cfg.seeds} seeds each, {cfg.split} split: mean sentence BLEU (lowest to highest seed), "
-            "exact match, and the difference in mean sentence BLEU with its 95 % interval over seeds and images, paired by "
-            "seed and question. Bold: the interval excludes zero.\n")
+            "exact match, BLEU on the questions whose label is no training answer, and the difference in mean sentence BLEU "
+            "with its 95 % interval over seeds and images, paired by seed and question. Bold: the interval excludes zero.\n")
     with atomic_write(Path(cfg.output_dir) / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}\ntable {Path(cfg.output_dir) / 'ablations.md'}")
@@ -146,7 +148,9 @@ def table_line(variant, seeds, cfg):
         difference = f"{bold}{mean:+.1f} [{low:+.1f}, {high:+.1f}]{bold}"
     per_seed = bleu.mean(axis=1)
     spread = f"{per_seed.mean():.1f} ({per_seed.min():.1f} to {per_seed.max():.1f})"
-    return f"| {variant.name} | {spread} | {exact.mean():.1f} | {difference} |"
+    metrics = [json.loads((run_folder(variant, seed, cfg) / "metrics.json").read_text(encoding="utf-8")) for seed in seeds]
+    unseen = [table["by_training_label"]["unseen"][HEADLINE]["value"] for table in metrics]
+    return f"| {variant.name} | {spread} | {exact.mean():.1f} | {np.mean(unseen):.1f} | {difference} |"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def test_a_line_of_the_ablations_has_an_interval_over_seeds(tmp_path):
             folder.mkdir()
             write_csv(result_rows(rows, [Answer(text, 0.5, None) for text in predictions], tmp_path, scores),
                       folder / "results.csv")
+            write_json(folder / "metrics.json", {"by_training_label": {"unseen": {"mean_sentence_bleu": {"value": count}}}})
     line = ablations.table_line(other, range(42, 45), cfg)
     gain = np.mean([20, 0, -2]) * (100 - sentence_bleu("a house", "a red ball")) / 40
-    assert f" | {gain:+.1f} [-" in line and "**" not in line
+    assert f" | 26.0 | {gain:+.1f} [-" in line and "**" not in line, "26: the mean over seeds on unseen labels"
     assert ablations.table_line(ablations.STAGE_1, range(42, 45), cfg).endswith("|  |")
