@@ -96,6 +96,7 @@ def answer_split(cfg):
     datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
     dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
+    held_out, oracle = read_held_out(cfg.data_dir, cfg.split), oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
 
     answers = answers_of(trained, dataset, cfg)
     floors = blind_floors(train_rows, tested) | question_only_floor(trained, rows, cfg)
@@ -103,10 +104,8 @@ def answer_split(cfg):
     if image_index is not None:
         floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
     ceilings = {"vocabulary": vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, answer_max_len)}
-    ceilings |= oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
-    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings,
-                               [answer.confidence for answer in answers], read_held_out(cfg.data_dir, cfg.split),
-                               [row["answer"] for row in train_rows])
+    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings | oracle,
+                               [answer.confidence for answer in answers], held_out, [row["answer"] for row in train_rows])
 
     metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
     write_json(cfg.metrics_json, metrics)
@@ -147,8 +146,11 @@ def oracle_ceiling(question_ids, path):
         return {}
     try:
         true_answers = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {"oracle": [str(true_answers[question_id]) for question_id in question_ids]}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        texts = [true_answers[question_id] for question_id in question_ids]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"{wrong[0]!r:.60} is no text")
+        return {"oracle": texts}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"--true-answers {path} is no JSON file with an answer for every tested question "
                          f"({type(error).__name__}: {error!s:.100})") from error
 

@@ -56,6 +56,9 @@ class Vocab:
                              "check the 'answer' column")
         vocab = cls(SPECIALS, whole_answers)
         counts = Counter(token for answer in train_answers for token in vocab.tokenize(answer))
+        if special := sorted(counts.keys() & set(SPECIALS)):
+            raise ValueError(f"the training answer {special[0]!r} has a meaning of its own: it cannot be a whole answer of "
+                             "--decoder classifier; remove its rows, or use --decoder gru")
         kept = sorted((word for word, count in counts.items() if count >= min_word_freq),
                       key=lambda word: (-counts[word], word))
         if not kept:

@@ -1,4 +1,6 @@
 """Two results, or several seeds on both sides, compared by question: B - A with intervals."""
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -46,11 +48,16 @@ def print_changed_rows(table):
 def join_all(paths_a, paths_b):
     """[DataFrame of `join_results`] of each pair, all with the same questions in the same order.
 
-    Raises ValueError if the sides differ in number, or if two results answer different questions.
+    Raises ValueError if the sides differ in number, if a side names a file twice, or if two results answer different
+    questions.
     """
     if len(paths_a) != len(paths_b):
         raise ValueError(f"--compare has {len(paths_a)} results and --against {len(paths_b)}: the first of one side is "
                          "compared with the first of the other, and so on, so give as many on both sides")
+    for paths in (paths_a, paths_b):
+        if len({Path(path).resolve() for path in paths}) < len(paths):
+            raise ValueError(f"--compare: {', '.join(map(str, paths))} names a file twice; the results of one side are of "
+                             "different seeds")
     tables = [join_results(*pair) for pair in zip(paths_a, paths_b, strict=True)]
     for path, table in zip(paths_a, tables, strict=True):
         check_same_questions(paths_a[0], tables[0], path, table, "_a")
@@ -89,4 +96,7 @@ def read_results(path):
         raise ValueError(f"--compare: {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")
     if (table[list(COMPARED)] == "").any(axis=None):
         raise ValueError(f"--compare: {path} holds answers without scores")
-    return table.astype(dict.fromkeys(COMPARED, float))
+    table[list(COMPARED)] = table[list(COMPARED)].apply(pd.to_numeric, errors="coerce")
+    if not np.isfinite(table[list(COMPARED)]).all(axis=None):
+        raise ValueError(f"--compare: {path} is not a results CSV of test.py: it has scores that are no numbers")
+    return table

@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluation import metrics
 from evaluation.baselines import blind_floors
-from evaluation.comparison import join_results, print_comparison
+from evaluation.comparison import join_all, join_results, print_comparison
 from evaluation.gallery import write_gallery
 from evaluation.generation import Answer
 from evaluation.report import evaluate, print_table, score_bars
@@ -172,6 +172,9 @@ def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys
     (lambda path: results_csv(path, ["x"], [1]), "answer different questions"),
     (lambda path: results_csv(path, list("abcd"), [1] * 4, answer="other"), "different labels"),
     (lambda path: results_csv(path, list("abcd"), [1] * 4, sentence_bleu=None), "without scores"),
+    (lambda path: results_csv(path, list("abcd"), [1, "nan", 1, 1]), "b.csv .* has scores that are no numbers"),
+    (lambda path: results_csv(path, list("abcd"), [1, 1, "inf", 1]), "b.csv .* has scores that are no numbers"),
+    (lambda path: results_csv(path, list("abcd"), [1, 1, 1, "x"]), "b.csv .* has scores that are no numbers"),
     (lambda path: path.unlink(), "No such file")])
 def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
     a = results_csv(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
@@ -196,9 +199,23 @@ def test_a_comparison_over_seeds_pairs_the_results_and_names_every_difference(tm
     assert "most improved" not in printed
 
 
+def test_the_order_of_rows_does_not_matter_for_a_comparison_over_seeds(tmp_path):
+    """The questions of the second pair were in another order than the images, which are those of the first pair."""
+    scores = np.random.default_rng(0).uniform(0, 100, (2, 2, 40))
+    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x"] * 40, scores[side, seed]) for seed in range(2)]
+             for side in (0, 1)]
+    expected = join_all(*sides)
+    for side in (0, 1):
+        table = (tmp_path / f"{side}1.csv").read_text().splitlines(keepends=True)
+        (tmp_path / f"{side}1.csv").write_text("".join([table[0], *table[:0:-1]]))
+    for table, before in zip(join_all(*sides), expected, strict=True):
+        assert table.equals(before)
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda sides: sides[1].pop(), "--compare has 2 results and --against 1"),
     (lambda sides: [results_csv(side[1], ["x"] * 3, [1] * 3) for side in sides], "answer different questions"),
+    (lambda sides: sides[0].__setitem__(1, sides[0][0]), "names a file twice"),
     (lambda sides: [results_csv(side[1], ["x"] * 2, [1] * 2, answer="other") for side in sides], "different labels")])
 def test_seeds_that_cannot_be_compared_are_refused(damage, message, tmp_path):
     sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x", "y"], [1, 2]) for seed in range(2)] for side in "ab"]

@@ -167,6 +167,27 @@ def test_a_sure_model_writes_the_same_answer_with_a_beam(make_model):
 
 
 @torch.no_grad()
+def test_two_poor_answers_that_ended_do_not_stop_a_better_one(make_model):
+    """A row stopped once K answers had ended. "4" and "4 5" end at once; "6 6 6 6 6 6 6 6" starts worse and ends far better."""
+    decoder = make_model(vocab_size=12).decoder
+
+    def forward(context, answer_ids, hidden):
+        number = torch.zeros(1, len(answer_ids), 1) if hidden is None else hidden + 1  # words written before this one
+        rows = []
+        for word, step in zip(answer_ids[:, 0].tolist(), number[0, :, 0].tolist(), strict=True):
+            likely = {START: {4: 0.5, 6: 0.3}, 4: {END: 0.4, 5: 0.35}, 6: {6: 0.25} if step == 1 else {6: 0.97}}.get(word)
+            likely = {END: 0.97} if likely is None or step == 8 else likely
+            rest = (1 - sum(likely.values())) / (12 - len(likely))
+            rows.append([likely.get(index, rest) for index in range(12)])
+        return torch.tensor(rows).log().unsqueeze(1), number
+    decoder.forward = forward
+    _, greedy = decoder.greedy_search(torch.zeros(1, 16), 16)
+    ids, scores = decoder.beam_search(torch.zeros(1, 16), 16, 2)
+    assert ids[0, 0, :9].tolist() == [6] * 8 + [END] and ids[0, 1, :3].tolist() == [4, 5, END]
+    assert scores[0, 0] > scores[0, 1] > greedy[0]
+
+
+@torch.no_grad()
 def test_a_beam_that_prunes_nothing_finds_the_best_of_all_answers(make_model):
     words, length = [4, 5, 6], 4  # three words besides the special ones, at most three of them and <end>
     model, context = sharpened(make_model(vocab_size=7)), random_context(5, seed=3)

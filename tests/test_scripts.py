@@ -124,7 +124,8 @@ def test_known_true_answers_are_scored_as_the_oracle(trained, score, data_dir, t
     output, metrics, _ = score("--true-answers", tmp_path / "true.json")
     assert metrics["ceilings"]["oracle"]["exact_match"]["value"] == pytest.approx(100 * 29 / 30, abs=0.01)
     assert "ceiling: oracle" in output
-    for content in ('{"0": "a"}', "[]", "{"):
+    of_lists = json.dumps(dict.fromkeys(true_answers, ["a"]))
+    for content in ('{"0": "a"}', "[]", "{", "[" * 100_000, of_lists):
         (tmp_path / "true.json").write_text(content)
         flags = ("--data-dir", data_dir, "--true-answers", tmp_path / "true.json")
         line = call_script("test.py", *flags, expect=2, cwd=trained[0])

@@ -33,6 +33,14 @@ def test_a_vocabulary_of_whole_answers_has_one_word_per_answer(answer):
     assert vocab.encode("never seen", 9) == [START, UNK, END]
 
 
+def test_a_special_word_cannot_be_a_whole_answer():
+    """The error was about a file that is no vocabulary."""
+    answers = ["a red cup", " <UNK> "]
+    assert Vocab.build(answers).decode(Vocab.build(answers).encode("<unk>", 9)) == "<unk>"
+    with pytest.raises(ValueError, match="the training answer '<unk>' has a meaning of its own"):
+        Vocab.build(answers, whole_answers=True)
+
+
 def test_words_are_ordered_by_count_then_word_after_the_specials():
     vocab = Vocab.build(["b a", "b c", "c b", "rare a"], min_word_freq=2)
     assert vocab.words == [*SPECIALS, "b", "a", "c"]
