@@ -252,7 +252,7 @@ def keep_rows_with_image(rows, cfg):
 
 
 def write_dataset(rows, held_out, output_dir):
-    """Write the two JSON files, then metadata.csv: an interrupted run leaves no metadata.csv."""
+    """Write the two JSON files, then metadata.csv: an interrupted run leaves no new metadata.csv."""
     with atomic_write(output_dir / "metadata.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         stream.write(",".join(COLUMNS) + "\n")
         # all texts are quoted: csv would leave a single carriage return unquoted, which readers take for a line end

@@ -181,11 +181,14 @@ def refuse_damage(json_path):
                          "again or remove it") from error
 
 
-def read_held_out(data_dir, split=None):
+def read_held_out(data_dir, rows, split=None):
     """The entries of held_out_annotators.json, of one split or of all; [] for a CSV of your own, or without the file.
 
+    rows: the DataFrame of `read_rows`.
+
     An entry is a dict with question_id, image_id, split, answers (all annotations) and labels: for each annotator the
-    label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes.
+    label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes, or if it is of another
+    build: then an entry has other answers or another split than the same question in `rows`.
     """
     json_path = data_folder(data_dir) / "held_out_annotators.json"
     own_csv = is_csv(data_dir) and Path(data_dir).name != "metadata.csv"
@@ -193,8 +196,11 @@ def read_held_out(data_dir, split=None):
         return []
     with refuse_damage(json_path):
         entries = json.loads(json_path.read_text(encoding="utf-8"))
+        known = dict(zip(rows["question_id"], zip(rows["answers"], rows["split"], strict=True), strict=True))
         for entry in entries:
             check_held_out(**entry)
+            if known.get(str(entry["question_id"]), (entry["answers"], entry["split"])) != (entry["answers"], entry["split"]):
+                raise ValueError(f"question {entry['question_id']} has other answers or another split than in metadata.csv")
     return [entry for entry in entries if split in (None, entry["split"])]
 
 

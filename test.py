@@ -80,10 +80,12 @@ def check_settings(cfg):
              "--data-csv": cfg.data_csv}
     if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:
         raise ValueError(f"{' and '.join(chosen)} cannot be used together: choose one of them")
+    if chosen and cfg.true_answers is not None:
+        raise ValueError(f"--true-answers cannot be used with {chosen[0]}: it is for the answers to a split")
     if cfg.against is not None and cfg.compare is None:
         raise ValueError("--against names the results of B: give those of A with --compare")
     if cfg.compare is not None and not cfg.against and len(cfg.compare) != 2:
-        raise ValueError(f"--compare {' '.join(cfg.compare)}: compare two results, or as many with --against")
+        raise ValueError(f"--compare needs two results, or as many as --against; it has {len(cfg.compare)}")
     if (cfg.image is None) != (cfg.question is None):
         raise ValueError("--image and --question go together: one image, one question about it")
     if cfg.question is not None and not (cfg.question.strip() and is_text(cfg.question)):
@@ -96,7 +98,8 @@ def answer_split(cfg):
     datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
     dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
-    held_out, oracle = read_held_out(cfg.data_dir, cfg.split), oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
+    held_out = read_held_out(cfg.data_dir, rows, cfg.split)
+    oracle = oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
 
     answers = answers_of(trained, dataset, cfg)
     floors = blind_floors(train_rows, tested) | question_only_floor(trained, rows, cfg)
@@ -181,8 +184,9 @@ def answer_one(cfg):
 
 def score_baselines(cfg):
     """Score floors and one annotator on all rows, without images and without a model."""
-    rows = read_rows(cfg.data_dir).to_dict("records")
-    _, metrics = evaluate(rows, cross_validated_floors(rows), held_out=read_held_out(cfg.data_dir))
+    table = read_rows(cfg.data_dir)
+    rows, held_out = table.to_dict("records"), read_held_out(cfg.data_dir, table)
+    _, metrics = evaluate(rows, cross_validated_floors(rows), held_out=held_out)
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
     print(f"\nscores {cfg.metrics_json}")

@@ -85,9 +85,10 @@ def main(cfg):
     lines = ["| variant | mean sentence BLEU | exact match | BLEU on unseen labels | against the first line |",
              "|---|---|---|---|---|"]
     lines += [table_line(variant, seeds, cfg) for variant in VARIANTS]
-    text = ("\n".join(lines) + f"\n\n{cfg.seeds} seeds each, {cfg.split} split: mean sentence BLEU (lowest to highest seed), "
-            "exact match, BLEU on the questions whose label is no training answer, and the difference in mean sentence BLEU "
-            "with its 95 % interval over seeds and images, paired by seed and question. Bold: the interval excludes zero.\n")
+    text = ("\n".join(lines) + f"\n\n{cfg.seeds} seed{'s' * (cfg.seeds > 1)} each, {cfg.split} split: mean sentence BLEU "
+            "(lowest to highest seed), exact match, BLEU on the questions whose label is no training label, and the "
+            "difference in mean sentence BLEU with its 95 % interval over seeds and images, paired by seed and question. "
+            "Bold: the interval excludes zero.\n")
     with atomic_write(Path(cfg.output_dir) / "ablations.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}\ntable {Path(cfg.output_dir) / 'ablations.md'}")

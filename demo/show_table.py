@@ -49,10 +49,15 @@ def main(cfg):
 
 
 def print_table(stage_1, stage_2):
-    """Print floors, stages, one annotator and the oracle. stage_1, stage_2: contents of two metrics files."""
+    """Print floors, both stages, one annotator and the oracle; of stage 2 also seen and unseen labels.
+
+    stage_1, stage_2: contents of two metrics files.
+    """
     lines = [(f"floor: {display_name(name)}", scores) for name, scores in stage_2["floors"].items()]
-    lines += [("stage 1: frozen encoders", stage_1["scores"]), ("stage 2: last blocks unfrozen", stage_2["scores"]),
-              (annotator_line(stage_2), stage_2["ceilings"]["human"]),
+    lines += [("stage 1: frozen encoders", stage_1["scores"]), ("stage 2: last blocks unfrozen", stage_2["scores"])]
+    lines += [(f"    labels {kind} in training, n = {scores['n']:,}", scores)
+              for kind, scores in stage_2["by_training_label"].items()]
+    lines += [(annotator_line(stage_2), stage_2["ceilings"]["human"]),
               ("ceiling: oracle, knows the true scene", stage_2["ceilings"]["oracle"])]
     print(f"\n{stage_2['num_questions']} test questions on {stage_2['num_images']} images, scores 0 to 100 "
           f"[{stage_2['interval']}]")

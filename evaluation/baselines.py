@@ -1,8 +1,9 @@
 """Floors and ceilings: the scores between which a model's score is read.
 
 A floor is the score of answers that need no understanding of the image. A model that does not beat its floors has
-learned nothing from the images. A ceiling is the score that the vocabulary and the answer length can spell at best.
-One annotator is what a person scores against the others; a good model can exceed it.
+learned nothing from the images. A ceiling is a score that no model can exceed, or hardly: the label spelled with known
+words only, or the answers of an oracle. One annotator is what a person scores against the others; a good model can
+exceed it.
 
 Rows are dicts with the names of qa_pairs.json: `question`, `answer` (the label), `image_path` or `image_id`, and if
 known `question_type` and `answers` (all annotations). Nothing here needs torch, except the wrong images.

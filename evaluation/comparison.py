@@ -20,7 +20,7 @@ def print_comparison(paths_a, paths_b):
     groups, number = tables[0]["image_id_a"], len(tables)
     interval = interval_name(groups.nunique(), "over seeds and images" if number > 1 else "by image")
     print(f"\n{len(groups)} questions on {groups.nunique()} images, {number} result{'s' * (number > 1)} on each side, "
-          f"B - A [{interval}]")
+          f"B - A [{interval}]; above zero B is better")
     for side, paths in (("A", paths_a), ("B", paths_b)):
         print(f"  {side} = {', '.join(map(str, paths))}")
     for name in COMPARED:

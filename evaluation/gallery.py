@@ -232,12 +232,12 @@ def _values(metrics, lines):
 
 
 def _novel_sentence(metrics):
-    """How many predictions are no training answer, as a sentence; "" if the training answers are not known."""
+    """How many predictions are no training label, as a sentence; "" if the training labels are not known."""
     if "novel_predictions" not in metrics:
         return ""
     novel = metrics["novel_predictions"]
     interval = "" if None in novel["ci95"] else f" [{novel['ci95'][0]:.1f}, {novel['ci95'][1]:.1f}]"
-    return f"{novel['value']:.1f} %{interval} of the {novel['n']:,} predictions are no training answer."
+    return f"{novel['value']:.1f} %{interval} of the {novel['n']:,} predictions are no training label."
 
 
 def embed_json(value):

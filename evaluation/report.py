@@ -50,7 +50,7 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
 def model_details(rows, scores, predictions, confidences=None, train_answers=()):
     """The rest of the metrics file about the model: novel predictions, seen and unseen labels, calibration, types.
 
-    A text counts as a training answer if it equals one in lower case with white space collapsed, as in `exact_match`.
+    A text counts as a training label if it equals one in lower case with white space collapsed, as in `exact_match`.
     """
     groups, details = [row["image_id"] for row in rows], {}
     known = {_collapsed(text) for text in train_answers}
@@ -122,10 +122,10 @@ def print_types(kind, table, hidden):
 
 
 def print_details(metrics):
-    """Predictions that are no training answer, scores of labels seen and unseen in training, and the calibration."""
+    """Predictions that are no training label, scores of labels seen and unseen in training, and the calibration."""
     if "novel_predictions" in metrics:
         novel = metrics["novel_predictions"]
-        print(f"\npredictions that are no training answer: {novel['value']:.1f} % [{', '.join(map(_cell, novel['ci95']))}] "
+        print(f"\npredictions that are no training label: {novel['value']:.1f} % [{', '.join(map(_cell, novel['ci95']))}] "
               f"(n={novel['n']})")
         parts = [f"{kind} {entry[HEADLINE]['value']:.1f}, exact match {entry['exact_match']['value']:.1f} (n={entry['n']})"
                  for kind, entry in metrics["by_training_label"].items()]

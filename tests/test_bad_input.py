@@ -137,8 +137,8 @@ def test_absurd_settings_are_one_line_that_names_flag_and_value(command, tmp_pat
 
 @pytest.mark.parametrize("flags, message", [
     ("--compare nowhere.csv b.csv", "--compare: nowhere.csv is not a results CSV"),
-    ("--compare a.csv", "--compare a.csv: compare two results, or as many with --against"),
-    ("--compare a.csv b.csv c.csv", "--compare a.csv b.csv c.csv: compare two results, or as many with --against"),
+    ("--compare a.csv", "--compare needs two results, or as many as --against; it has 1"),
+    ("--compare a.csv b.csv c.csv", "--compare needs two results, or as many as --against; it has 3"),
     ("--compare a.csv b.csv --against c.csv", "--compare has 2 results and --against 1"),
     ("--against a.csv b.csv", "--against names the results of B: give those of A with --compare")])
 def test_a_comparison_that_cannot_be_made_is_one_line(flags, message, tmp_path):

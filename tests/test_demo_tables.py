@@ -27,7 +27,8 @@ def demo(tmp_path):
     floors = {"most_frequent": answers_of(labels, 3), "question_only": answers_of(labels, 6), "wrong_picture": ["a house"] * 30}
     for stage, right in (("1", 12), ("2", 18)):
         predictions = answers_of(labels, right)
-        scores, metrics = evaluate(rows, floors, predictions, {"oracle": answers_of(labels, 27)})
+        scores, metrics = evaluate(rows, floors, predictions, {"oracle": answers_of(labels, 27)},
+                                   train_answers=labels[:9])
         write_json(tmp_path / f"{stage}_metrics.json", metrics)
         answers = [Answer(text, 0.5, None) for text in predictions]
         write_csv(result_rows(rows, answers, tmp_path, scores), tmp_path / f"{stage}_results.csv")
@@ -44,6 +45,7 @@ def test_the_demo_measures_the_way_from_the_strongest_floor_to_the_oracle(demo, 
     assert "stage 2: The model beats the strongest floor (question only) by" in printed
     assert "of the way to the oracle and " in printed
     assert "strongest floor without image (question only)" in printed
+    assert "labels seen in training, n = " in printed and "labels unseen in training, n = " in printed
 
 
 def test_a_line_of_the_ablations_has_an_interval_over_seeds(tmp_path):

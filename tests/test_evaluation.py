@@ -83,7 +83,7 @@ def test_answers_that_training_lacks_are_counted_and_scored_apart(capsys):
     assert unseen["exact_match"]["value"] == 0 and seen["exact_match"]["value"] == pytest.approx(100 * 19 / 30, abs=0.01)
     print_table(content)
     printed = capsys.readouterr().out
-    assert "predictions that are no training answer: 2.5 % [0.0, 7.5] (n=40)" in printed
+    assert "predictions that are no training label: 2.5 % [0.0, 7.5] (n=40)" in printed
     assert "exact match 63.3 (n=30); unseen " in printed and "exact match 0.0 (n=10)" in printed
     _, content = evaluate(rows, blind_floors(rows, rows), predictions, train_answers=labels)
     assert list(content["by_training_label"]) == ["seen"], "empty parts are left out"

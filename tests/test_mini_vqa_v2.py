@@ -14,10 +14,12 @@ from PIL import Image
 
 import download.images
 import mini_vqa_v2
+import preprocess
 from mini_vqa_v2 import COLUMNS, Config, choose_split, held_out_labels, majority_answer
 from preprocess import read_held_out
 
 SHARED = ROOT.parent / "shared/data/vqa_v2_text"
+NO_ROWS = pd.DataFrame(columns=["question_id", "answers", "split"])
 run, short_waits = builder.run, builder.short_waits  # fixtures
 
 
@@ -104,14 +106,14 @@ def test_no_annotator_chose_the_own_label(run, tmp_path):
                                   entry(9021, answers=[A])]
     run("--vqa-dir", write_official(tmp_path / "vqa", entries), "--no-pictures")
     label_of = {row["question_id"]: row["answer"] for row in read_rows(tmp_path / "out")}
-    held_out = {item["question_id"]: item for item in read_held_out(tmp_path / "out")}
+    held_out = {item["question_id"]: item for item in read_held_out(tmp_path / "out", NO_ROWS)}
     assert label_of["9001"] == B and "9011" not in label_of and label_of["9021"] == A
     assert held_out[9001]["labels"] == [B] * 4 + [A] * 6
     assert held_out[9011] == {"question_id": 9011, "image_id": 901, "split": choose_split(901, 42, 0.1, 0.1),
                               "answers": [A] * 4 + ["a kite"] * 4 + ["c"] * 2, "labels": [None] * 4 + [A] * 4 + [None] * 2}
     assert 9021 not in held_out and list(held_out) == sorted(held_out)
-    assert read_held_out(tmp_path / "out" / "my_own.csv") == []  # other rows: the file does not describe them
-    in_test = read_held_out(tmp_path / "out" / "metadata.csv", "test")  # lies beside this CSV
+    assert read_held_out(tmp_path / "out" / "my_own.csv", NO_ROWS) == []  # other rows: the file does not describe them
+    in_test = read_held_out(tmp_path / "out", preprocess.read_rows(tmp_path / "out"), "test")
     assert in_test and in_test == [item for item in held_out.values() if item["split"] == "test"]
 
 
@@ -121,17 +123,30 @@ def test_no_annotator_chose_the_own_label(run, tmp_path):
     lambda item: item.update(labels=[A, 3]), lambda item: item.update(labels=A),
     lambda item: item.update(answers=[A, None]), lambda item: item.update(answers=None)])
 def test_damaged_held_out_annotators_end_in_one_line(change, tmp_path):
-    assert read_held_out(tmp_path) == []
+    assert read_held_out(tmp_path, NO_ROWS) == []
     item = {"question_id": 1, "image_id": 2, "split": "test", "answers": [A, B], "labels": [None, A]}
     path = tmp_path / "held_out_annotators.json"
     path.write_text(json.dumps([item]))
-    assert read_held_out(tmp_path, "test") == [item] and read_held_out(tmp_path, "val") == []
+    assert read_held_out(tmp_path, NO_ROWS, "test") == [item] and read_held_out(tmp_path, NO_ROWS, "val") == []
     change(item)
     for content in (json.dumps([item]), json.dumps([item])[:-9], "[7]", "null"):
         path.write_text(content)
         with pytest.raises(ValueError, match="held_out_annotators.json is not what mini_vqa_v2.py writes") as error:
-            read_held_out(tmp_path)
+            read_held_out(tmp_path, NO_ROWS)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"answers": [[A, B]]}, {"split": ["val"]}, {}])
+def test_held_out_annotators_of_another_build_are_refused(change, tmp_path):
+    """One annotator was scored on the questions of an earlier build, without a word."""
+    item = {"question_id": 1, "image_id": 2, "split": "test", "answers": [A, A], "labels": [None, A]}
+    (tmp_path / "held_out_annotators.json").write_text(json.dumps([item]))
+    rows = pd.DataFrame({"question_id": ["1"], "answers": [[A, A]], "split": ["test"]}).assign(**change)
+    if not change:
+        assert read_held_out(tmp_path, rows) == [item]
+        return
+    with pytest.raises(ValueError, match="question 1 has other answers or another split than in metadata.csv"):
+        read_held_out(tmp_path, rows)
 
 
 def test_each_reason_is_counted_and_few_annotators_need_less_agreement(run, tmp_path):
@@ -198,7 +213,7 @@ def test_max_questions_takes_the_same_questions_in_any_file_order(run, tmp_path)
         assert "dropped 110: beyond the first 90 (--max-questions)" in text
         chosen.append((tmp_path / "out" / "metadata.csv").read_bytes())
         kept = {int(row["question_id"]) for row in read_rows(tmp_path / "out")}
-        assert {item["question_id"] for item in read_held_out(tmp_path / "out")} == kept
+        assert {item["question_id"] for item in read_held_out(tmp_path / "out", NO_ROWS)} == kept
     assert chosen[0] == chosen[1] and chosen[0].count(b"\n") == 91
     ninety = {row["question_id"] for row in read_rows(tmp_path / "out")}
     run("--vqa-dir", folder, "--no-pictures", "--max-questions", 120)

@@ -92,7 +92,7 @@ def test_references_are_the_original_strings(score, tmp_path):
 
 def test_one_annotator_is_scored_on_the_held_out_entries_of_the_tested_split(score, data_dir, tmp_path):
     folder = shutil.copytree(data_dir, tmp_path / "data")
-    entries = [{"question_id": row["question_id"], "image_id": row["image_id"], "split": row["split"],
+    entries = [{"question_id": "of another question " + row["question_id"], "image_id": row["image_id"], "split": row["split"],
                 "answers": [row["answer"]] * 10, "labels": [row["answer"]] * 2 + [None] * 8}
                for row in tiny.read_csv(folder / "metadata.csv")]
     (folder / "held_out_annotators.json").write_text(json.dumps(entries))

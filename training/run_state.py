@@ -60,8 +60,8 @@ class Run:
         self.samples[f"epoch {row['epoch']}"] = samples
         if distributed.get_rank() > 0:
             return
-        print(f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}{' *' * improved} "
-              f"(both without smoothing), val BLEU {row['val_bleu']:.1f}", flush=True)
+        print(f"epoch {row['epoch']}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f} "
+              f"(both without smoothing), val BLEU {row['val_bleu']:.1f}{' *' * improved}", flush=True)
         content = {**self.header, "weights": self.model.trainable_weights(), "epoch": row["epoch"], "val_loss": row["val_loss"]}
         if len(self.log) == 1:  # last.pt of an earlier run does not fit this run's vqa_checkpoint.pt
             (self.folder / "last.pt").unlink(missing_ok=True)
