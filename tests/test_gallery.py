@@ -200,7 +200,7 @@ def test_page_holds_every_row_and_one_thumbnail_per_image(tmp_path):
     assert [line[:2] for line in data["types"]] == [
         ["answer type: other (n = 1,045)", 61.0], ["label seen in training (n = 1,030)", 70.0],
         ["label unseen in training (n = 15)", 2.0]]
-    assert data["novel"] == "0.4 % [0.1, 0.8] of the 1,045 predictions are no training answer."
+    assert data["novel"] == "0.4 % [0.1, 0.8] of the 1,045 predictions are no training label."
     assert [line[:2] for line in data["table"][:2]] == [["the model", 60.0], ["floor: most frequent", 30.0]]
     thumbnails = {str(path.relative_to(results)) for path in results.glob("thumbnails/*")}
     assert {shown["thumbnail"] for shown in data["rows"]} == thumbnails and len(thumbnails) == 6
@@ -215,7 +215,7 @@ def test_a_page_without_training_answers_has_no_sentence_about_them(tmp_path):
     assert data["novel"] == "" and len(data["types"]) == 1
     metrics["novel_predictions"] = {"value": 50.0, "ci95": [None, None], "n": 2}  # of one image
     gallery.write_gallery(make_rows(tmp_path, 1), metrics, tmp_path / "results")
-    assert page_data(tmp_path / "results")["novel"] == "50.0 % of the 2 predictions are no training answer."
+    assert page_data(tmp_path / "results")["novel"] == "50.0 % of the 2 predictions are no training label."
 
 
 def test_thumbnails_of_an_earlier_run_are_deleted_and_other_files_stay(tmp_path):
@@ -352,7 +352,7 @@ def test_browser_shows_scores_tables_and_images(browser, run):
                "return document.getElementById('panel').innerText")
     for expected in ("The model beats the strongest floor", "Mean sentence BLEU", "60.0", "58.0 to 62.0",
                      "most frequent 30.0 · one annotator 80.0", "answer type: other (n = 1,045)", "label unseen in training",
-                     "0.4\u00a0% [0.1, 0.8] of the 1,045 predictions are no training answer.",
+                     "0.4\u00a0% [0.1, 0.8] of the 1,045 predictions are no training label.",
                      "Whiskers: 95\u00a0% interval by image, too narrow: only 5 images."):
         assert expected in text
     assert "ceilings" not in text
