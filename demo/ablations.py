@@ -61,7 +61,7 @@ class Variant:
 STAGE_1 = Variant("stage 1: both inputs, gated, pooled, majority, greedy")
 VARIANTS = (
     STAGE_1,
-    Variant("question only", train="--inputs question"),
+    Variant("question only", train="--inputs question --patience 30"),
     Variant("image only", train="--inputs image"),
     Variant("gate fixed at one half", train="--fusion constant"),
     Variant("plain concatenation", train="--fusion concat"),
