@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tests share tiny.py
 # also for the scripts that tests start: nothing from the hub, no proxy for the tests' own servers
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
 ROOT = Path(__file__).parents[1]
 

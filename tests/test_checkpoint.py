@@ -17,7 +17,7 @@ from training.checkpoint import load_model, read_checkpoint, save_checkpoint
     (lambda c: c["model_config"].update(hidden_size=28), r"has the shape .* in the file and .* in the model"),
     (lambda c: c["model_config"].update(hidden_size="abc"), "another version of this program, or is damaged"),
     (lambda c: c["model_config"].update(heads=4), "another version .*'heads'.*: train again"),
-    (lambda c: c["model_config"].update(fusion="typo"), "the model's fusion 'typo' is none of gated, concat"),
+    (lambda c: c["model_config"].update(fusion="typo"), "the model's fusion 'typo' is none of gated, constant, concat"),
     (lambda c: c["model_config"].update(inputs="nothing"), "the model's inputs 'nothing' is none of both, question, image"),
     (lambda c: c["weights"].pop("decoder.output.bias"), r"decoder.output.bias has the shape None in the file"),
     (lambda c: c["weights"].update({"decoder.output.bias": [1.0]}), "another version of this program, or is damaged"),
