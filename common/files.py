@@ -76,6 +76,6 @@ def file_lock(path, message):
 
 def write_json(path, value):
     """Write `value` as indented UTF-8 JSON with `atomic_write`. Raises ValueError for NaN, which is not JSON."""
-    with atomic_write(path) as temporary:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False, allow_nan=False)  # piece by piece: the text may have a GB
+        stream.write("\n")
