@@ -6,11 +6,14 @@ its own `output_dir`. The blocks below the freeze boundary stay constant: traini
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import settings  # first: before torch
+
+# isort: split
 import pandas as pd
 import torch
 
 import train
-from common import distributed, settings
+from common import distributed
 from common.device import Precision
 from preprocess import read_rows
 from training.checkpoint import load_model

@@ -10,10 +10,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from common import settings  # first: before torch
+
+# isort: split
 import torch
 from tqdm import tqdm
 
-from common import distributed, settings
+from common import distributed
 from common.device import Precision, explain_out_of_memory
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
