@@ -1,14 +1,16 @@
 """Atomic writes, and locks that keep two runs out of one folder."""
 import contextlib
 import json
+import math
 import os
 import re
+import secrets
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 SPLITS = ("train", "val", "test")  # values of the column `split` in metadata.csv
-TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp(\.\w+)?")
 
 
 def is_text(text):
@@ -20,40 +22,39 @@ def is_text(text):
 def atomic_write(path, durable=True):
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else delete it.
 
-    The rename is atomic on one file system: a reader sees the old file or the new one, never a part of one.
+    The rename is atomic on one file system: a reader sees the old file or the new one, never a part of one. Runs that
+    write the same file do not disturb each other, also if they run on different machines. An OSError names `path`.
     `durable`: the data is flushed to the disk before the rename. Turn it off for thousands of small files,
     and call os.sync() once after them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays: Pillow and matplotlib choose the format by it
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary
         if durable:
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a failed write names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder, stem="*"):
-    """Delete temporary files of `atomic_write` that killed processes left in `folder`, of targets named `stem`.suffix."""
+def remove_temporaries(folder, stem="*", older_than=math.inf):
+    """Delete temporary files that killed runs left in `folder`, of targets named `stem`.suffix.
+
+    `older_than`: only files that were last written before this time (st_mtime). The default is for callers that hold
+    the folder's lock: nobody else writes there.
+    """
     for path in Path(folder).glob(f".{stem}.*.tmp*"):
-        match = TEMPORARY.fullmatch(path.name)
-        if match and not is_running(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def is_running(process_id):
-    try:
-        os.kill(process_id, 0)  # signal 0 asks and does nothing
-    except (ProcessLookupError, OverflowError):  # or a number that no process has
-        return False
-    except PermissionError:  # a process of another user
-        return True
-    return True
+        with contextlib.suppress(FileNotFoundError):  # another run deleted or renamed it
+            if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < older_than:
+                path.unlink()
 
 
 @contextlib.contextmanager

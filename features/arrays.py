@@ -14,6 +14,7 @@ from common.files import atomic_write, remove_temporaries
 
 # numpy has no bfloat16: its bits are stored as int16
 STORED = {torch.float32: np.dtype(np.float32), torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.int16)}
+SECONDS_UNTIL_LEFT_OVER = 3600  # a temporary file that was not written for so long is of a killed run
 DAMAGED = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError)  # what np.load raises
 
 
@@ -21,7 +22,8 @@ DAMAGED = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize
 def new_array(target, shape, dtype):
     """Yield a memory-mapped .npy array to fill. It gets its name `target` only if the block succeeds.
 
-    With several processes each of them gets the same array and fills its part.
+    With several processes each of them gets the same array and fills its part. Other runs, also those of other
+    machines, delete the temporary file as left over unless `still_writing` is called for every batch.
     """
     if distributed.get_rank() > 0:
         array = np.load(distributed.broadcast(), mmap_mode="r+")
@@ -29,9 +31,10 @@ def new_array(target, shape, dtype):
         array.flush()
         distributed.barrier()
     else:
-        remove_temporaries(Path(target).parent, Path(target).stem)
         with atomic_write(target) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            # by the new file's time, not by the clock: the folder may be on a server with another one
+            remove_temporaries(Path(target).parent, Path(target).stem, temporary.stat().st_mtime - SECONDS_UNTIL_LEFT_OVER)
             if hasattr(os, "posix_fallocate"):  # without it a full disk would kill the process inside the memory map
                 with open(temporary, "r+b") as stream:
                     os.posix_fallocate(stream.fileno(), 0, os.path.getsize(temporary))
@@ -40,6 +43,11 @@ def new_array(target, shape, dtype):
             array.flush()
             distributed.barrier()
     distributed.barrier()  # rank 0 has renamed the file
+
+
+def still_writing(array):
+    """Keep the file of an array from `new_array` from being taken for left over."""
+    os.utime(array.filename)
 
 
 def as_numpy(tensor):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from common import distributed
 from common.files import write_json
 from common.images import UNREADABLE, keep_memory, open_image
-from features.arrays import hash_of, new_array, open_array
+from features.arrays import hash_of, new_array, open_array, still_writing
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
 DECODE_VERSION = 2  # part of the hash: raise it if decoding gives other pixels
@@ -119,6 +119,7 @@ def build_pixels(target, files, size, workers):
                 unreadable |= {files.paths[row]: reason for row, reason in results if reason}
                 require_few_unreadable(unreadable, len(files))
                 bar.update(len(results))
+                still_writing(pixels)
         for others in distributed.all_gather(unreadable):
             unreadable |= others
         require_few_unreadable(unreadable, len(files))

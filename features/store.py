@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common import distributed
 from common.device import compute_in_slices, slices_of
-from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor
+from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor, still_writing
 
 # images or questions per batch; on a CPU larger batches make every layer allocate its memory anew
 ENCODE_BATCH = {"cpu": 16, "cuda": 1024}
@@ -115,5 +115,6 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
                     rows = slices[number]
                     states = first if number == 0 else states_of(rows)
                     array[rows] = as_numpy(states.to(stored).cpu())
+                    still_writing(array)
                     bar.update(rows.stop - rows.start)
     return open_tensor(target, count)

@@ -1,15 +1,16 @@
 """The store of the frozen blocks' outputs: never outdated, never half-written, in step with the rows."""
+import errno
 import os
-import subprocess
-import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 
 from common.device import Precision
-from common.files import remove_temporaries
+from common.files import atomic_write, remove_temporaries
 from features import store as feature_store
-from features.arrays import hash_of
+from features.arrays import SECONDS_UNTIL_LEFT_OVER, new_array, open_array
 from features.encoders import fingerprint
 from features.pixels import decode_images
 from features.store import build_store, stored_states, tokenize_questions
@@ -67,35 +68,56 @@ def test_under_bf16_states_are_stored_in_bf16_and_features_unrounded(shape, dtyp
         assert states.dtype == dtype and torch.equal(states, values.to(dtype))
 
 
-@pytest.fixture
-def temporaries():
-    """(name of a temporary file of a killed process, name of one of a running process) for a stem and a suffix."""
-    killed = subprocess.Popen([sys.executable, "-c", ""])
-    killed.wait()
-    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-    yield lambda stem, suffix: [f".{stem}.{process.pid}.tmp{suffix}" for process in (killed, running)]
-    running.kill()
-    running.wait()
+def test_runs_with_equal_process_ids_share_a_cache(tmp_path, monkeypatch):
+    """Two containers. The second run used to open the first one's temporary file and to empty it."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    target = tmp_path / "states.npy"
+    with new_array(target, (4, 3), np.float32) as first:
+        first[:2] = 1
+        with new_array(target, (4, 3), np.float32) as second:
+            second[:] = 1
+        assert (open_array(target, 4) == 1).all()
+        first[2:] = 1
+    assert (open_array(target, 4) == 1).all() and list(tmp_path.iterdir()) == [target]
 
 
-def test_a_build_removes_what_a_killed_build_left_and_nothing_else(temporaries, tmp_path):
+def test_a_build_removes_what_killed_builds_left_and_nothing_else(tmp_path):
     """Two runs may share the cache folder: the second must not delete what the first one is writing."""
-    name = f"states-{hash_of(['states', feature_store.STATES_VERSION, ['key'], 'torch.float32'])}"
-    left, in_use = temporaries(name, ".npy")
-    other, _ = temporaries("states-other", ".npy")
-    for temporary in (left, in_use, other):
-        (tmp_path / temporary).write_bytes(b"half")
-    stored_states("states", ["key"], 2, lambda rows: torch.zeros(2, 3), tmp_path, CPU, "things")
-    assert {path.name for path in tmp_path.iterdir()} == {in_use, other, f"{name}.npy"}
+    target = tmp_path / "states-a.npy"
+    left, of_older_version, in_use, other = (tmp_path / f".{name}.tmp.npy" for name in
+                                             ("states-a.0123abcd", "states-a.4711", "states-a.4567cdef", "states-b.89ab"))
+    for temporary in (left, of_older_version, in_use, other):
+        temporary.write_bytes(b"half")
+    for temporary in (left, of_older_version, other):
+        os.utime(temporary, (0, time.time() - 2 * SECONDS_UNTIL_LEFT_OVER))
+    os.utime(in_use, (0, time.time() - SECONDS_UNTIL_LEFT_OVER / 2))
+    with new_array(target, (2, 3), np.float32):
+        pass
+    assert set(tmp_path.iterdir()) == {in_use, other, target}
 
 
-def test_the_cleaner_removes_temporaries_of_killed_runs_only(temporaries, tmp_path):
-    left, in_use = temporaries("last", ".pt")
-    kept = {in_use, f".last.{os.getpid()}.tmp.pt", ".hidden", ".notes.tmp", ".last.x.tmp.pt", ".lock"}
-    for name in (left, temporaries("no suffix", "")[0], f".no-process.{10 ** 30}.tmp.pt", *kept):
+def test_the_temporary_file_of_a_long_build_stays_young(tmp_path):
+    def encode(rows):
+        for temporary in tmp_path.glob(".*.tmp.npy"):
+            assert time.time() - temporary.stat().st_mtime < SECONDS_UNTIL_LEFT_OVER
+            os.utime(temporary, (0, 0))  # this batch took very long
+        return torch.zeros(rows.stop - rows.start, 3)
+
+    stored_states("states", ["key"], 200, encode, tmp_path, CPU, "things")
+
+
+def test_the_holder_of_a_folders_lock_removes_all_temporary_files_and_nothing_else(tmp_path):
+    kept = {".hidden", ".notes.tmp", ".last.x.tmp.pt", ".lock"}
+    for name in (".last.0123abcd.tmp.pt", ".no suffix.4567.tmp", *kept):
         (tmp_path / name).touch()
     remove_temporaries(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """The system names no file when a write fails."""
+    with pytest.raises(OSError, match=r"No space left on device: '.*log.csv'"), atomic_write(tmp_path / "log.csv"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_if_memory_runs_out_while_encoding_the_batch_is_halved(tmp_path):
