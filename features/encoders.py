@@ -5,6 +5,7 @@ Missing weights are an error with one line: no "pretrained" encoder is ever rand
 import hashlib
 import logging
 import pickle
+import string
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +26,12 @@ NOT_FOUND = (OSError, ValueError, SafetensorError)
 # errors that a damaged or foreign weights file raises
 BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
-# config values that belong in the fingerprint: neither weights nor layer names show them
-ATTENTION_SETTINGS = ("n_head", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+# values of the configs that change what an encoder computes and that its weights do not show
+TRANSFORM_SETTINGS = ("interpolation", "resize_mode", "fill_color")
+GPT2_SETTINGS = ("n_head", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+# the tokenizer's ids of these texts are part of the fingerprint
+TEXTS = ("What color is the man's shirt?", "how many dogs are in the picture", " Is  this a 3-way intersection?\n",
+         string.printable, "Où est le café, s'il vous plaît?", "这是什么? 🐶")
 
 
 @dataclass
@@ -35,7 +40,8 @@ class ImageEncoder:
     resize: object  # CLIP's transform up to the pixels: PIL image -> RGB PIL image of the encoder's size
     mean: tuple  # of the three colours, in 0..1: the rest of CLIP's transform
     std: tuple
-    fingerprint: str  # of weights and architecture; the transform is part of the pixel store's key
+    transform: dict  # what `resize` does, as plain values
+    fingerprint: str
 
     def normalize(self, pixels):
         """uint8 pixels (B, 3, S, S) -> the encoder's input, float32."""
@@ -93,10 +99,16 @@ def load_image_encoder(clip_model, clip_pretrained):
         raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
     if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
         raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
-    *resize, _, normalize = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False).transforms
-    heads = visual.transformer.resblocks[0].attn.num_heads
-    return ImageEncoder(visual, transforms.Compose(resize), tuple(normalize.mean), tuple(normalize.std),
-                        fingerprint(visual, f"{heads} heads, {visual.pool_type} pooling, {visual.final_ln_after_pool}"))
+    preprocess_cfg, block = PreprocessCfg(**visual.preprocess_cfg), visual.transformer.resblocks[0]
+    *resize, _, normalize = image_transform_v2(preprocess_cfg, is_train=False).transforms
+    mean, std = tuple(normalize.mean), tuple(normalize.std)
+    transform = {"size": list(visual.image_size), **{name: getattr(preprocess_cfg, name) for name in TRANSFORM_SETTINGS}}
+    config = {"heads": block.attn.num_heads, "quick_gelu": isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU),
+              "approximate": getattr(block.mlp.gelu, "approximate", "none"),
+              "epsilon": [module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)],
+              "pool_type": visual.pool_type, "final_ln_after_pool": visual.final_ln_after_pool}
+    return ImageEncoder(visual, transforms.Compose(resize), mean, std, transform,
+                        fingerprint(visual, config, transform, mean, std))
 
 
 def find_clip_weights(clip_model, clip_pretrained):
@@ -203,17 +215,21 @@ def load_question_encoder(gpt2_model):
     if tokenizer.eos_token is None:
         raise ValueError(f"--gpt2-model {gpt2_model}: its tokenizer has no end-of-text token")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
-    attention = [getattr(gpt2.config, name) for name in ATTENTION_SETTINGS]
-    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, attention))
+    config = {name: getattr(gpt2.config, name) for name in GPT2_SETTINGS}
+    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, config, tokenizer(list(TEXTS))["input_ids"],
+                                                               tokenizer.eos_token_id, sorted(tokenizer.get_vocab().items())))
 
 
-def fingerprint(module, description):
-    """32 hex digits that change with any weight, shape, layer type, or the description."""
+def fingerprint(module, *values):
+    """32 hex digits that change with the name, shape, dtype or bytes of any weight, and with the values (JSON).
+
+    Nothing that a library prints goes in, such as repr(module): it changes from release to release.
+    """
     def digest(item):
         name, tensor = item
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return f"{name} {tuple(tensor.shape)} {tensor.dtype} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+        return [name, list(tensor.shape), str(tensor.dtype), hashlib.blake2b(data, digest_size=16).hexdigest()]
 
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 350 MB take a fraction of a second
         tensors = list(pool.map(digest, sorted(module.state_dict().items())))
-    return hash_of([repr(module), description, tensors])
+    return hash_of([tensors, values])

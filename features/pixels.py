@@ -49,8 +49,7 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
     with ThreadPoolExecutor(DIGEST_THREADS) as pool:
         digests = list(pool.map(lambda path: file_digest(folder / path), paths))
     size = image_encoder.visual.image_size
-    key = hash_of(["pixels", DECODE_VERSION, image_encoder.visual.preprocess_cfg, repr(image_encoder.resize),
-                   list(zip(paths, digests, strict=True))])
+    key = hash_of(["pixels", DECODE_VERSION, image_encoder.transform, list(zip(paths, digests, strict=True))])
     target = Path(cache_dir) / f"pixels-{key}.npy"
     if not distributed.broadcast(target.is_file()):
         build_pixels(target, ImageFiles(folder, paths, digests, image_encoder.resize), size, workers or available_cores())

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from torchvision import transforms
 
-from features.encoders import load_image_encoder, load_question_encoder
+from features.encoders import load_encoders, load_image_encoder, load_question_encoder
+from features.pixels import decode_images
 
 
 def hub_folder(cache, repository):
@@ -158,3 +160,51 @@ def test_the_tokenizer_pads_on_the_right_with_the_end_of_text(encoders):
     assert tokenizer.padding_side == "right" and tokenizer.pad_token == tokenizer.eos_token
     assert len(tokenizer) == encoders.question.gpt2.wte.num_embeddings  # nothing was added, nothing resized
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"] == "BPE"
+
+
+def rotate_ids(tokenizer):
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {token: 1 + number % (len(vocab) - 1) if number else 0 for token, number in vocab.items()}
+
+
+@pytest.mark.parametrize("name, change", [
+    ("open_clip_config.json", lambda config: config["model_cfg"].update(quick_gelu=True)),
+    ("open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(head_width=8)),
+    ("open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(pool_type="avg")),
+    ("open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(final_ln_after_pool=True)),
+    ("open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(norm_kwargs={"eps": 1e-3})),
+    ("open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(act_kwargs={"approximate": "tanh"})),
+    ("open_clip_config.json", lambda config: config["preprocess_cfg"].update(mean=[0.5, 0.5, 0.5])),
+    ("open_clip_config.json", lambda config: config["preprocess_cfg"].update(std=[0.5, 0.5, 0.5])),
+    ("open_clip_config.json", lambda config: config["preprocess_cfg"].update(resize_mode="longest")),
+    ("open_clip_config.json", lambda config: config["preprocess_cfg"].update(interpolation="bilinear")),
+    ("config.json", lambda config: config.update(n_head=4)),
+    ("config.json", lambda config: config.update(activation_function="relu")),
+    ("config.json", lambda config: config.update(layer_norm_epsilon=1e-3)),
+    ("config.json", lambda config: config.update(scale_attn_by_inverse_layer_idx=True)),
+    ("tokenizer.json", rotate_ids),
+    ("tokenizer.json", lambda tokenizer: tokenizer["model"]["merges"].clear()),
+], ids=["QuickGELU", "CLIP heads", "pooling", "norm after pooling", "CLIP epsilon", "tanh", "mean", "std", "resize",
+        "interpolation", "GPT-2 heads", "activation", "GPT-2 epsilon", "scale", "rotated ids", "merges"])
+def test_the_fingerprint_changes_with_whatever_changes_the_features(name, change, encoders, encoder_flags, tmp_path):
+    """With other ids for the same tokens BLEU fell from 29.3 to 18.6; with another mean a third of the answers changed."""
+    is_clip = name == "open_clip_config.json"
+    folder = shutil.copytree(encoder_flags[1].removeprefix("local-dir:") if is_clip else encoder_flags[3], tmp_path / "encoder")
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    changed = load_image_encoder(f"local-dir:{folder}", "") if is_clip else load_question_encoder(str(folder))
+    assert changed.fingerprint != (encoders.image if is_clip else encoders.question).fingerprint
+
+
+def test_what_libraries_print_is_not_in_the_fingerprint(encoder_flags, encoders, data_dir, tmp_path, monkeypatch):
+    """The next release of open_clip prints other names for the same layers: every checkpoint would be refused."""
+    def pixels_key(image_encoder):
+        return decode_images(data_dir, ["images/0000.png"], image_encoder, tmp_path, 1).key
+
+    key = pixels_key(encoders.image)
+    monkeypatch.setattr(torch.nn.Module, "__repr__", lambda module: "another release")
+    monkeypatch.setattr(transforms.Compose, "__repr__", lambda transform: "another release")
+    again = load_encoders(encoder_flags[1], "", encoder_flags[3])
+    assert repr(again.image.visual) == repr(again.image.resize) == "another release"
+    assert again.describe() == encoders.describe() and pixels_key(again.image) == key

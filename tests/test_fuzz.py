@@ -22,7 +22,7 @@ from evaluation.comparison import join_results
 from features.arrays import new_array, open_tensor
 from model import ModelConfig, VQAModel
 from preprocess import read_rows
-from training.checkpoint import describe_model, load_model, read_checkpoint, save_checkpoint
+from training.checkpoint import FORMAT, describe_model, load_model, read_checkpoint, save_checkpoint
 from vocab import Vocab
 
 CASES = 400  # for each reader
@@ -146,7 +146,7 @@ def test_exchanged_entries_of_a_checkpoint(trained, tmp_path, monkeypatch, loade
     model, content = trained
     rng, loaded = random.Random("exchange"), 0
     for _ in range(CASES // 2):
-        torch.save(exchange_entry({"format": "generative-vqa checkpoint 2", **content}, rng), tmp_path / "c.pt")
+        torch.save(exchange_entry({"format": FORMAT, **content}, rng), tmp_path / "c.pt")
         try:
             found = load_model(tmp_path / "c.pt")
         except (ValueError, OSError) as error:

@@ -14,7 +14,7 @@ from features.encoders import Encoders, load_encoders
 from model import ModelConfig, VQAModel
 from vocab import Vocab
 
-FORMAT = "generative-vqa checkpoint 2"
+FORMAT = "generative-vqa checkpoint 3"
 KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss")
 # what reading an unreadable or foreign checkpoint raises
 UNREADABLE_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError,
@@ -102,7 +102,7 @@ def require_same_encoders(expected, found, path):
     """Raise ValueError if the loaded encoders are not those that the checkpoint was trained with."""
     for name, (old, new) in differences(expected["fingerprints"], found["fingerprints"]).items():
         raise ValueError(f"{path} was trained with {expected[f'{name}_model']} of fingerprint {old}, the one found here has "
-                         f"{new}: use the same weights, or train again")
+                         f"{new}: use the same weights and settings of the encoder, or train again")
 
 
 def load_weights(model, weights, path):
