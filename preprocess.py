@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,7 @@ from vocab import PAD
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
 SEPARATORS = ",;\t"
+GROUPED_DIGITS = re.compile(r"\d{1,3}([,\u00a0\u202f]\d{3})+")  # 18,394: a spreadsheet's way to write the id 18394
 
 
 def read_rows(data_dir, need_answers=True):
@@ -52,7 +54,7 @@ def read_rows(data_dir, need_answers=True):
 
 
 def is_csv(data_dir):
-    return Path(data_dir).suffix.lower() == ".csv"
+    return Path(data_dir).suffix.lower() in (".csv", ".tsv")
 
 
 def data_folder(data_dir):
@@ -67,17 +69,22 @@ def read_csv(csv_path, need_answers=True):
     Raises ValueError if the file is no such CSV; the message names the line.
     """
     needed = ("image_path", "question", "answer") if need_answers else ("image_path", "question")
-    header, *records = parse_csv(csv_path, needed)
+    header, records, lines = parse_csv(csv_path, needed)
     missing = [column for column in needed if column not in header]
     if missing:
         raise ValueError(f"{csv_path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
                          f"it has {', '.join(header):.200}")
-    rows = pd.DataFrame(records, columns=header, dtype=str)
+    rows = pd.DataFrame(records, columns=header, dtype=str).drop(columns="", errors="ignore")  # columns without a name
+    for column in rows.columns.intersection(["question_id", "image_id"]):
+        for line, cell in zip(lines, rows[column], strict=True):
+            if GROUPED_DIGITS.fullmatch(cell):
+                raise ValueError(f"{csv_path}, line {line}: the {column} {cell!r:.60} is a number that a spreadsheet has "
+                                 "grouped; format the column as text or as a number without separators, and save again")
     if "image_id" not in rows:
         rows["image_id"] = rows["image_path"]
     if "question_id" not in rows:
         rows["question_id"] = [str(number) for number in range(len(rows))]
-    if "split" not in rows:
+    if "split" not in rows or not need_answers:  # a file of questions alone has no use for a split
         rows["split"] = [split_of(path) for path in rows["image_path"]]
     for column in ("question_type", "answer_type"):
         if column not in rows:
@@ -92,33 +99,47 @@ def read_csv(csv_path, need_answers=True):
 
 
 def parse_csv(csv_path, needed):
-    """The header and the records of a UTF-8 CSV: lists of str of equal length. The header shows the separator."""
+    """The header of a UTF-8 CSV, its records (lists of str, as long as the header) and the line where each begins.
+
+    The header shows the separator. Rows without any text are left out and counted: spreadsheets write `,,,` for an empty row.
+    """
     try:
         text = csv_path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file ({error}): save it as CSV in UTF-8") from error
     if "\0" in text:
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it contains a NUL character; save it as CSV in UTF-8")
-    first_line = text.split("\n", 1)[0].rstrip("\r")
-    separator = next((mark for mark in SEPARATORS if set(needed) <= set(first_line.replace('"', "").split(mark))), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    records = []
+    records, lines, line, blank = [], [], 1, 0
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=find_separator(text, needed), strict=True)
     try:
         for record in reader:
-            if record and records and len(record) != len(records[0]):
-                raise ValueError(f"{csv_path}, line {reader.line_num}: {len(record)} cells, the header has "
-                                 f"{len(records[0])}; quote a cell that contains a separator or a quote")
-            if record:
+            if not any(map(str.strip, record)):
+                blank += bool(record)  # an empty line gives [] and is no row at all
+            elif records and len(record) != len(records[0]):
+                raise ValueError(f"{csv_path}, line {line}: {len(record)} cells, the header has {len(records[0])}; quote a "
+                                 "cell that contains a separator or a quote")
+            else:
                 records.append(record)
+                lines.append(line)
+            line = reader.line_num + 1  # where the next record begins
     except csv.Error as error:
-        raise ValueError(f"{csv_path}, line {reader.line_num}: {error}; a cell with quotes or line breaks must be "
-                         "quoted, and its own quotes doubled") from error
+        raise ValueError(f"{csv_path}, line {line}: {error}; a cell with quotes or line breaks must be quoted, and its own "
+                         f"quotes doubled; a cell may have {csv.field_size_limit():,} characters") from error
     if not records:
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it is empty")
-    twice = [name for name, count in Counter(records[0]).items() if count > 1]
+    if blank:
+        print(f"{csv_path}: {blank} blank rows are left out")
+    header = [name.strip() for name in records[0]]
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
     if twice:
         raise ValueError(f"{csv_path} has the column {twice[0]!r} twice")
-    return records
+    return header, records[1:], lines[1:]
+
+
+def find_separator(text, needed):
+    """The separator with which the first line that has any text names the columns `needed`; else a comma."""
+    first_line = next((line for line in text.splitlines() if line.strip(SEPARATORS + " ")), "").replace('"', "")
+    return next((mark for mark in SEPARATORS if set(needed) <= {name.strip() for name in first_line.split(mark)}), ",")
 
 
 def split_of(image_path):

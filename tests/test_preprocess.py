@@ -35,9 +35,12 @@ def write_csv(folder, text, encoding="utf-8"):
     (HEADER + "a.jpg,q,😀 כלב كلب\n", "utf-8", ["😀 כלב كلب"]),
     (HEADER + f"a.jpg,q,{TEN_THOUSAND_WORDS}\n", "utf-8", [TEN_THOUSAND_WORDS]),
     (HEADER + "\na.jpg,q,x\n\n", "utf-8", ["x"]),
+    (",,\n" + HEADER + "a.jpg,q,x\n,,\n   \n , ,\nb.jpg,q,y\n,,\n", "utf-8", ["x", "y"]),
+    (" image_path ; question;\tanswer;;\na.jpg;q;x;;\n", "utf-8", ["x"]),
     (HEADER + "a.jpg,q,n/a\na.jpg,q,NULL\nb.jpg,q,None\n", "utf-8", ["n/a", "NULL", "None"]),
 ], ids=["byte order mark", "CRLF", "quoted line breaks", "semicolons", "tabs", "other order and more columns", "formulas",
-        "emoji and right to left", "ten thousand words", "empty lines", "looks missing"])
+        "emoji and right to left", "ten thousand words", "empty lines",
+        "blank rows", "spaces and columns without a name in the header", "looks missing"])
 def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
     rows = read_rows(write_csv(tmp_path, text, encoding))
     assert rows["answer"].tolist() == answers and rows["answers"].tolist() == [[answer] for answer in answers]
@@ -51,9 +54,13 @@ def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
     (HEADER + "a.jpg,q,x\0y\n", "utf-8", "NUL"),
     (HEADER + "a.jpg,q\n", "utf-8", "line 2: 2 cells, the header has 3"),
     (HEADER + "a.jpg,q,x,y\n", "utf-8", "line 2: 4 cells, the header has 3"),
+    (HEADER + ",,\n  \n" + 'a.jpg,"two\nlines"\n', "utf-8", "line 4: 2 cells, the header has 3"),
     (HEADER + 'a.jpg,"q,x\n', "utf-8", "line 2: unexpected end of data"),
+    (HEADER + 'a.jpg,q,x\nb.jpg,"q\n\n' + "q" * 131_073, "utf-8", "line 3: field larger than field limit (131072)"),
+    ("question_id;image_path;question;answer\n394;a.jpg;q;x\n18,394;b.jpg;q;x\n", "utf-8", "line 3: the question_id '18,394'"),
+    (HEADER.replace("\n", ',image_id\na.jpg,q,x,"262\u202f148"\n'), "utf-8", "line 2: the image_id '262\\u202f148'"),
     ("image_path,question\na.jpg,q\n", "utf-8", "lacks the column answer; it has image_path, question"),
-    ("Image_Path, question\na.jpg,q\n", "utf-8", "lacks the columns image_path, question, answer"),
+    ("Image_Path, question\na.jpg,q\n", "utf-8", "lacks the columns image_path, answer"),
     ("image_path,question,answer,answer\na.jpg,q,x,y\n", "utf-8", "the column 'answer' twice"),
     (HEADER, "utf-8", "no row with question and answer"),
     (HEADER + "a.jpg,,x\n", "utf-8", "no row with question and answer"),
@@ -63,13 +70,27 @@ def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
     (HEADER + "..\\b.jpg,q,x\n", "utf-8", "does not lie inside"),
     ("image_path,question,answer,split\na.jpg,q,x,dev\n", "utf-8", "the split 'dev' is none of train, val, test"),
     ("question_id,image_path,question,answer\n7,a.jpg,q,x\n7,b.jpg,q,x\n", "utf-8", "question_id '7' occurs twice"),
-], ids=["utf-16", "latin-1", "NUL", "too few cells", "too many cells", "open quote", "column missing", "columns misspelled",
+], ids=["utf-16", "latin-1", "NUL", "too few cells", "too many cells", "lines are counted with blank rows and line breaks",
+        "open quote", "huge cell", "grouped digits", "digits grouped by a narrow space", "column missing", "columns misspelled",
         "column twice", "no rows", "no question", "empty file", "absolute path", "path that leaves",
         "path that leaves by backslash", "unknown split", "question id twice"])
 def test_bad_csvs_end_in_one_clear_line(text, encoding, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read_rows(write_csv(tmp_path, text, encoding))
     assert "own.csv" in str(error.value)
+
+
+def test_blank_rows_are_counted_and_a_tsv_is_a_csv(tmp_path, capsys):
+    """Excel writes `,,,` for an empty row: the run ended with "image_path '' does not lie inside the folder"."""
+    path = tmp_path / "own.TSV"
+    path.write_text(HEADER.replace(",", "\t") + "a.jpg\tq\tx\n\t\t\n   \n\n")
+    assert len(read_rows(path)) == 1
+    assert "own.TSV: 2 blank rows are left out" in capsys.readouterr().out
+
+
+def test_a_file_of_questions_may_have_a_split_of_its_own(tmp_path):
+    path = write_csv(tmp_path, "image_path,question,split\na.jpg,q,dev\nb.jpg,q,\n")
+    assert len(read_rows(path, need_answers=False)) == 2
 
 
 def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):
