@@ -15,6 +15,7 @@ import torch
 import train
 from common import distributed
 from common.device import Precision
+from features.overlap import count_trained, refuse_trained
 from preprocess import read_rows
 from training.checkpoint import load_model
 from training.run_state import is_finished, lock_output_folder
@@ -40,6 +41,8 @@ class Config(train.LoopConfig):
     """maximum for GPT-2's blocks: GPT was fine-tuned with 6.25e-5 (Radford et al. 2018)"""
     warmup_fraction: float = 0.1
     patience: int = 3
+    allow_trained_images: bool = False
+    """only warn if stage 1 was trained on validation or test images of this data"""
 
 
 def check_settings(cfg):
@@ -94,8 +97,11 @@ def main(cfg):
         model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
         answer_sampling = stage_one.checkpoint["settings"]["answer_sampling"]
         datasets = train.prepare(model, encoders, vocab, rows, cfg, precision, answer_sampling)
+        trained_on, unseen = stage_one.checkpoint["trained_on"], rows[rows["split"] != "train"]
+        counts = count_trained(unseen, datasets["train"].store.image_digests, trained_on)
+        refuse_trained(counts, "validation and test", cfg.checkpoint, cfg.allow_trained_images)
         learning_rates = {"head": cfg.learning_rate, "clip": cfg.clip_learning_rate, "gpt2": cfg.gpt2_learning_rate}
-        train.fit("fine tuning", model, encoders, datasets, learning_rates, cfg, precision, earlier_stages)
+        train.fit("fine tuning", model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import posixpath
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 
 from common.files import SPLITS
+from features.overlap import report_leaks
 from features.pixels import decode_images
 from features.store import build_store
 from vocab import PAD
@@ -81,7 +83,7 @@ def read_csv(csv_path, need_answers=True):
                 raise ValueError(f"{csv_path}, line {line}: the {column} {cell!r:.60} is a number that a spreadsheet has "
                                  "grouped; format the column as text or as a number without separators, and save again")
     if "image_id" not in rows:
-        rows["image_id"] = rows["image_path"]
+        rows["image_id"] = [posixpath.normpath(path) for path in rows["image_path"]]
     if "question_id" not in rows:
         rows["question_id"] = [str(number) for number in range(len(rows))]
     if "split" not in rows or not need_answers:  # a file of questions alone has no use for a split
@@ -143,8 +145,11 @@ def find_separator(text, needed):
 
 
 def split_of(image_path):
-    """The split of an image in a CSV without a split column: by a hash of its path, the same in every script."""
-    digest = hashlib.sha256(f"{SPLIT_KEY}:{image_path}".encode()).digest()
+    """The split of an image in a CSV without a split column: by a hash of its path, the same in every script.
+
+    All spellings of a path, such as a.jpg and ./a.jpg, fall into one split.
+    """
+    digest = hashlib.sha256(f"{SPLIT_KEY}:{posixpath.normpath(image_path)}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2 ** 64
     train, val, _ = SPLIT_SHARES
     return "train" if draw < train else "val" if draw < train + val else "test"
@@ -351,6 +356,7 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
     model.to(precision.device)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
     rows = pixels.readable(rows)
+    report_leaks(rows, pixels.image_digests())
     store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)
     return {split: VQADataset(rows_of_split(rows, split), vocab, model.config.answer_max_len, store,
                               answer_sampling if split == "train" else "majority") for split in splits}

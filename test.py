@@ -23,6 +23,7 @@ from evaluation.gallery import draw_prediction
 from evaluation.generation import answer_dataset, answer_image
 from evaluation.report import evaluate, print_table
 from evaluation.results import file_name, result_rows, write_results
+from features.overlap import count_trained, refuse_trained
 from preprocess import build_datasets, data_folder, read_held_out, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
@@ -51,6 +52,8 @@ class Config:
     """a model trained with --inputs question; it is one more floor if the file exists"""
     true_answers: str | None = None
     """JSON file {question_id: text} with the best possible answers, if they are known; scored as the ceiling `oracle`"""
+    allow_trained_images: bool = False
+    """only warn if the checkpoint was trained on images of the split"""
     image: str | None = None
     """answer `question` about this image instead"""
     question: str | None = None
@@ -98,11 +101,16 @@ def answer_split(cfg):
     datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
     dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
+    trained_images = count_trained(dataset.rows, dataset.store.image_digests, trained.checkpoint["trained_on"])
+    if cfg.split != "train":  # training rows are asked for by name
+        refuse_trained(trained_images, cfg.split, cfg.checkpoint, cfg.allow_trained_images)
     held_out = read_held_out(cfg.data_dir, rows, cfg.split)
     oracle = oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
 
     answers = answers_of(trained, dataset, cfg)
-    floors = blind_floors(train_rows, tested) | question_only_floor(trained, rows, cfg)
+    # a training row must not find its own label among the training answers
+    text_floors = cross_validated_floors(tested) if cfg.split == "train" else blind_floors(train_rows, tested)
+    floors = text_floors | question_only_floor(trained, rows, cfg)
     image_index = wrong_images(dataset, cfg.seed)
     if image_index is not None:
         floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
@@ -110,7 +118,7 @@ def answer_split(cfg):
     scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings | oracle,
                                [answer.confidence for answer in answers], held_out, [row["answer"] for row in train_rows])
 
-    metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
+    metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, "trained_images": trained_images, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
     write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)

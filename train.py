@@ -21,6 +21,7 @@ from common.device import Precision, explain_out_of_memory
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
 from features.encoders import load_encoders
+from features.overlap import trained_hashes
 from model import ModelConfig, VQAModel
 from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
 from training.checkpoint import describe_model
@@ -89,14 +90,15 @@ CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises t
 NUM_SAMPLES = 8  # in samples.csv
 
 
-def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=()):
+def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), trained_on=None):
     """Train until the last epoch, or until `patience` epochs brought no lower validation loss.
 
     `datasets`: {"train": VQADataset, "val": VQADataset}. `learning_rates`: {"head": max_lr, ...}, one for each group of
-    `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. Returns the log: one
-    dict per epoch, epoch 0 is before training. Same seed, same machine: same weights and losses, resumed or not (on CPU).
+    `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. `trained_on`: what the
+    earlier stage was trained on. Returns the log: one dict per epoch, epoch 0 is before training. Same seed, same machine:
+    same weights and losses, resumed or not (on CPU).
     """
-    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages)
+    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
     parallel_model = distributed.data_parallel(model)
     # start from last.pt, or measure the untrained model: a broken evaluation fails before the first step
     if cfg.resume:
@@ -119,12 +121,13 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     return run.log
 
 
-def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages):
+def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on):
     """The Run of a training, with a fresh optimizer, and the checkpoint entries that stay the same."""
     train_set, val_set = datasets["train"], datasets["val"]
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
               "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
-                       "images": train_set.store.pixels_key}}
+                       "images": train_set.store.pixels_key},
+              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests, trained_on)}
     # the same few validation questions are answered after every epoch: one can watch the model learn
     samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
     return Run(cfg.output_dir, model, make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler(), header,

@@ -136,8 +136,12 @@ def print_details(metrics):
 
 
 def verdict_sentence(metrics):
-    """The verdict of `metrics` as a sentence of its own, with the displayed name of the floor."""
-    return f"The model {metrics['verdict'].replace('wrong_picture', 'wrong_image').replace('_', ' ')}."
+    """The verdict of `metrics` with the displayed name of the floor, and a warning if tested images were trained on."""
+    sentence = f"The model {metrics['verdict'].replace('wrong_picture', 'wrong_image').replace('_', ' ')}."
+    trained = metrics.get("trained_images", {"images": 0})
+    if trained["images"]:
+        sentence += f" Warning: it was trained on {trained['images']} of these {trained['of_images']} images."
+    return sentence
 
 
 def score_bars(metrics):

@@ -33,10 +33,15 @@ class PixelStore:
     pixels: np.ndarray  # (N, 3, S, S) uint8, memory-mapped
     unreadable: dict  # {path: reason}
     key: str  # hash of everything the pixels depend on
+    digests: list  # hash of each file's bytes, None if it cannot be read
 
     def readable(self, rows):
         """The rows of a DataFrame whose image could be read."""
         return rows[~rows["image_path"].isin(list(self.unreadable))] if self.unreadable else rows
+
+    def image_digests(self):
+        """{path: digest} of the images that could be read."""
+        return {path: digest for path, digest in zip(self.paths, self.digests, strict=True) if path not in self.unreadable}
 
 
 def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
@@ -59,7 +64,7 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
     require_few_unreadable(unreadable, len(paths))
     if unreadable:
         print(f"{len(unreadable)} of {len(paths)} images cannot be read, their rows are left out: {first_reasons(unreadable)}")
-    return PixelStore(paths, pixels, unreadable, key)
+    return PixelStore(paths, pixels, unreadable, key, digests)
 
 
 def file_digest(path):

@@ -24,14 +24,16 @@ class FeatureStore:
 
     `image_states` (images, ...) and `question_states` (questions, ...) are outputs of the model's `encode_*_frozen`.
     `question_lengths` (questions,) counts real tokens. `row_of_image` and `row_of_question` map an image path or a
-    question to its row. `pixels_key` is the hash of the images' bytes and transform.
+    question to its row. `pixels_key` is the hash of the images' bytes and transform, `image_digests` {path: hash of the bytes}.
     """
 
-    def __init__(self, image_paths, image_states, questions, question_states, question_lengths, device, pixels_key=""):
+    def __init__(self, image_paths, image_states, questions, question_states, question_lengths, device, pixels_key="",
+                 image_digests=None):
         self.row_of_image = {path: row for row, path in enumerate(image_paths)}
         self.row_of_question = {question: row for row, question in enumerate(questions)}
         self.image_states, self.question_states = to_device(image_states, device), to_device(question_states, device)
         self.question_lengths, self.device, self.pixels_key = question_lengths, device, pixels_key
+        self.image_digests = image_digests or {}
 
     def select(self, states, index):
         """Rows `index` (B,), a CPU tensor, of one of the two stores, on the device."""
@@ -58,7 +60,8 @@ def build_store(model, encoders, pixels, questions, cache_dir, precision):
     input_ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, model.config.question_max_len)
     image_states = encode_images(model, encoders.image, pixels, cache_dir, precision)
     question_states = encode_questions(model, encoders.question, input_ids, lengths, cache_dir, precision)
-    return FeatureStore(pixels.paths, image_states, questions, question_states, lengths, precision.device, pixels.key)
+    return FeatureStore(pixels.paths, image_states, questions, question_states, lengths, precision.device, pixels.key,
+                        pixels.image_digests())
 
 
 def tokenize_questions(tokenizer, questions, question_max_len):

@@ -21,6 +21,7 @@ from training.checkpoint import load_model, read_checkpoint, save_checkpoint
     (lambda c: c["model_config"].update(inputs="nothing"), "the model's inputs 'nothing' is none of both, question, image"),
     (lambda c: c["weights"].pop("decoder.output.bias"), r"decoder.output.bias has the shape None in the file"),
     (lambda c: c["weights"].update({"decoder.output.bias": [1.0]}), "another version of this program, or is damaged"),
+    (lambda c: c["trained_on"].update(images=torch.ones(2)), "another version .*its trained_on holds no hashes"),
     (lambda c: c["weights"]["decoder.output.bias"].fill_(math.nan), "decoder.output.bias holds numbers that are not finite"),
 ])
 def test_a_checkpoint_that_does_not_fit_is_refused(damage, message, stage_one, tmp_path):

@@ -15,7 +15,8 @@ from model import ModelConfig, VQAModel
 from vocab import Vocab
 
 FORMAT = "generative-vqa checkpoint 3"
-KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss")
+KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss",
+        "trained_on")
 # what reading an unreadable or foreign checkpoint raises
 UNREADABLE_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError,
                          ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
@@ -90,6 +91,8 @@ def load_model(path):
         encoders = load_encoders(names["clip_model"], names["clip_pretrained"], names["gpt2_model"])
         require_same_encoders(names, encoders.describe(), path)
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), config)
+        if any(checkpoint["trained_on"][name].dtype != torch.int64 for name in ("images", "questions")):
+            raise TypeError("its trained_on holds no hashes")
         model.unfreeze(**checkpoint["trainable_blocks"])
         load_weights(model, checkpoint["weights"], path)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
