@@ -63,7 +63,7 @@ def main(cfg):
     with file_lock(output_dir / ".lock", f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
         remove_temporaries(output_dir)
         if cfg.pictures:
-            rows = keep_rows_with_image(rows, cfg)
+            rows = keep_rows_with_image(rows, held_out, cfg)
             check_splits(rows, cfg)
         print(f"kept {len(rows)}")
         for split in SPLITS:
@@ -242,12 +242,21 @@ def check_splits(rows, cfg):
                          f"{cfg.val_fraction}, --test-fraction {cfg.test_fraction} or --seed {cfg.seed}")
 
 
-def keep_rows_with_image(rows, cfg):
-    """Collect the images and return the rows whose image is there and can be decoded."""
-    names = sorted({Path(row["image_path"]).name for row in rows})
-    missing = collect_images(names, Path(cfg.output_dir), cfg.subset, cfg.image_dir, cfg.image_url, cfg.workers)
+def keep_rows_with_image(rows, held_out, cfg):
+    """Collect the images and return the rows whose image is there and can be decoded.
+
+    In `rows` and `held_out`, an image with the bytes of another one moves to that one's split: no test image is trained on.
+    """
+    image_of = {Path(row["image_path"]).name: row for row in rows}
+    missing, copies = collect_images(sorted(image_of), Path(cfg.output_dir), cfg.subset, cfg.image_dir, cfg.image_url,
+                                     cfg.workers)
+    split_of_copy = {image_of[name]["image_id"]: image_of[first]["split"] for name, first in copies.items()}
+    for row in [*rows, *held_out]:
+        row["split"] = split_of_copy.get(row["image_id"], row["split"])
     kept = [row for row in rows if Path(row["image_path"]).name not in missing]
     print(f"dropped {len(rows) - len(kept)}: image missing or unreadable")
+    if copies:
+        print(f"images that are copies of another one and get its split: {len(copies)} ({', '.join(list(copies)[:5])})")
     return kept
 
 

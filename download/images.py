@@ -25,6 +25,7 @@ MAX_IMAGE_BYTES = 1 << 25  # COCO's largest image has about 1 MB
 MAX_SECONDS = 120  # for the body of one image, all tries together
 MAX_IDLE_SECONDS = 600  # without any finished image: the remaining images are not tried
 MAX_MISSING_SHARE = 0.01  # of the needed images; with more missing, the data set is not the one that was asked for
+MAX_COPIES_SHARE = 0.01  # of the images; with more copies, the source serves a placeholder. One copy is always allowed
 MAX_OUTAGES = 3  # images in a row for which the server was unavailable: the remaining images are not tried
 NUM_NAMED = 5  # failed images that a message names
 MANIFEST_HEADER = "name,bytes,sha256,status\n"
@@ -34,8 +35,9 @@ MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)
 def collect_images(names, output_dir, subset, image_dir, image_url, workers):
     """Put the images `names` into output_dir/images: links to `image_dir`, or downloads if that is None.
 
-    Returns the set of missing names. missing.csv lists them with reasons; their number and examples are printed.
-    Raises ValueError if more than MAX_MISSING_SHARE are missing; a download stops as soon as that is certain.
+    Returns the set of missing names, and the copies: {name: first name with the same bytes}. missing.csv lists the missing
+    names with reasons; their number and examples are printed. Raises ValueError if more than MAX_MISSING_SHARE are missing
+    (a download stops as soon as that is certain), or if more than MAX_COPIES_SHARE are copies.
     """
     folder = output_dir / "images"
     folder.mkdir(exist_ok=True)
@@ -57,16 +59,28 @@ def collect_images(names, output_dir, subset, image_dir, image_url, workers):
     missing = {name: failed.get(name, "not tried") for name in names if name not in complete}
     write_manifest(output_dir / "manifest.csv", known | complete, missing)
     write_missing(output_dir / "missing.csv", missing)
+    source = f"--image-url {image_url}" if image_dir is None else f"--image-dir {image_dir}"
     if missing:
         examples = ", ".join(f"{name} {reason}" for name, reason in sorted(failed.items())[:NUM_NAMED])
         message = (f"{len(missing)} of {len(names)} images are missing, for example {examples}; "
                    f"the whole list is in {output_dir / 'missing.csv'}")
         if len(missing) > max_missing:
-            remedy = (f"check --image-dir {image_dir}" if image_dir is not None else
-                      f"check --image-url {image_url} and run again: the downloaded images are kept")
-            raise ValueError(f"{message}; at most {MAX_MISSING_SHARE:.0%} may be missing: {remedy}")
+            raise ValueError(f"{message}; at most {MAX_MISSING_SHARE:.0%} may be missing: check {source}"
+                             + " and run again: the downloaded images are kept" * (image_dir is None))
         print(message)
-    return set(missing)
+    copies = find_copies(complete)
+    if len(copies) > max(1, MAX_COPIES_SHARE * len(complete)):
+        name, first = next(iter(copies.items()))
+        raise ValueError(f"{len(copies)} of {len(complete)} images are copies of another one, for example {name} of {first}; "
+                         f"at most {MAX_COPIES_SHARE:.0%} may be: check that {source} serves no placeholder, delete {folder} "
+                         "and run again")
+    return set(missing), copies
+
+
+def find_copies(found):
+    """{name: first name with the same bytes}, by name. `found`: {name: (bytes, sha256)}."""
+    first = {}
+    return {name: first[found[name]] for name in sorted(found) if first.setdefault(found[name], name) != name}
 
 
 def run_in_threads(action, names, function, workers, max_failed=None):

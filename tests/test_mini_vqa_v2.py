@@ -319,6 +319,36 @@ def test_a_replaced_local_image_replaces_its_old_link(run, tmp_path):
     assert (tmp_path / "out" / "images" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_copies_of_an_image_are_in_its_split(run, tmp_path):
+    """Two names with the same bytes: otherwise the test split would show an image of training."""
+    vqa_dir, folder = write_official(tmp_path / "vqa", many_entries(250)), local_images(tmp_path / "coco", 250)
+    names = sorted(path.name for path in folder.iterdir())
+    for copy in (3, 6):  # image 3 is of test, 6 of val, 1 of train
+        (folder / names[copy]).write_bytes((folder / names[1]).read_bytes())
+    text = run("--vqa-dir", vqa_dir, "--image-dir", folder)
+    assert f"copies of another one and get its split: 2 ({names[3]}, {names[6]})" in text
+    rows = read_rows(tmp_path / "out")
+    assert {row["split"] for row in rows if row["image_id"] in ("1", "3", "6")} == {"train"}
+    assert len(read_held_out(tmp_path / "out", preprocess.read_rows(tmp_path / "out"))) == 500, "the same splits"
+
+
+@pytest.mark.parametrize(("num_images", "num_copies"), [(60, 59), (60, 2), (250, 3)])
+def test_a_placeholder_in_place_of_images_is_refused(num_images, num_copies, run, tmp_path):
+    """A mirror answered every name with one image, and the data set of it was built and trained on without a word."""
+    vqa_dir, placeholder = write_official(tmp_path / "vqa", many_entries(num_images)), draw_jpeg("placeholder")
+    names = [f"COCO_train2014_{image:012d}.jpg" for image in range(num_images)]
+    files = {f"/train2014/{name}": placeholder for name in names[:num_copies + 1]}
+    with ImageServer(files) as server:
+        error = run("--vqa-dir", vqa_dir, "--image-url", server.url, expect=2)
+        assert f"{num_copies} of {num_images} images are copies of another one, for example {names[1]} of {names[0]}" in error
+        assert f"--image-url {server.url}" in error and f"delete {tmp_path / 'out/images'}" in error
+        assert not (tmp_path / "out/metadata.csv").exists()
+        if num_copies == 2:  # one copy is no placeholder, however few images there are
+            server.files.popitem()
+            (tmp_path / f"out/images/{names[2]}").unlink()
+            assert "copies of another one and get its split: 1" in run("--vqa-dir", vqa_dir, "--image-url", server.url)
+
+
 def damage(change):
     """A function of the folder that applies `change` to the parsed (questions, annotations) lists."""
     def apply(folder):
