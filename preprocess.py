@@ -252,11 +252,12 @@ def rows_of_split(rows, split):
 def report_answers(rows, vocab, answer_max_len):
     """Print how many answers of `rows` are truncated, and how many of their words are not in the vocabulary."""
     tokens = [vocab.tokenize(answer) for answer in rows["answer"]]
-    truncated = sum(len(words) > answer_max_len - 1 for words in tokens)
+    truncated, longest = sum(len(words) > answer_max_len - 1 for words in tokens), max(map(len, tokens))
+    remedy = f" (the longest has {longest}: see train.py --answer-max-len)" if truncated else ""
     unknown = sum(word not in vocab.ids for words in tokens for word in words)
     total = sum(map(len, tokens))
-    print(f"answers ({rows['split'].iloc[0]}): {len(tokens)} rows, {truncated} truncated to {answer_max_len - 1} words, "
-          f"{unknown} of {total} words unknown ({unknown / total:.1%})")
+    print(f"answers ({rows['split'].iloc[0]}): {len(tokens)} rows, {truncated} truncated to {answer_max_len - 1} words"
+          f"{remedy}, {unknown} of {total} words unknown ({unknown / total:.1%})")
 
 
 def answer_choices(rows):

@@ -21,6 +21,7 @@ from evaluation.baselines import blind_floors, cross_validated_floors, vocabular
 from evaluation.comparison import print_comparison
 from evaluation.gallery import draw_prediction
 from evaluation.generation import answer_dataset, answer_image
+from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
 from evaluation.results import file_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
@@ -54,6 +55,8 @@ class Config:
     """JSON file {question_id: text} with the best possible answers, if they are known; scored as the ceiling `oracle`"""
     allow_trained_images: bool = False
     """only warn if the checkpoint was trained on images of the split"""
+    bleu_tokenize: Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char"] = "13a"
+    """sacrebleu's tokenizer of BLEU: zh for Chinese, ja-mecab for Japanese, char for any script without spaces"""
     image: str | None = None
     """answer `question` about this image instead"""
     question: str | None = None
@@ -210,6 +213,7 @@ def other_outputs(cfg, **outputs):
 
 def main(cfg):
     check_settings(cfg)
+    choose_bleu_tokenizer(cfg.bleu_tokenize)
     if cfg.compare is not None:
         sides = (cfg.compare, cfg.against) if cfg.against else (cfg.compare[:1], cfg.compare[1:])
         print_comparison(*sides)

@@ -2,22 +2,39 @@
 
 An answer is split into tokens: words and punctuation marks. A token without white space before it gets the prefix
 "##". Joining the tokens therefore gives the answer back: only upper case and runs of white space are lost.
-"don't", "man's left hand", "10:30" and "red, white and blue" stay as they are.
+"don't", "man's left hand", "10:30" and "red, white and blue" stay as they are. Scripts that are written without spaces
+between words are split into characters as people count them: "红色的书" has four tokens, and a Thai vowel sign stays with
+its consonant.
 """
-import re
+import unicodedata
 from collections import Counter
+
+import regex
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 GLUE = "##"
-# a word may contain apostrophes, colons, points, hyphens and slashes: don't, 10:30, 3.5, t-shirt
-WORD_OR_MARK = re.compile(r"\w+(?:['’:./-]\w+)*|[^\w\s]")
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ーｰ\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+RUN = rf"[[\w\p{{N}}]--{UNSPACED}]+"  # letters with their signs (vowels of Hindi and Arabic), numbers and "_"
+WORD = regex.compile(rf"(?V1)(?={UNSPACED})\X|{RUN}")  # \X: a character with its signs
+# a run may go on after an apostrophe, colon, point, hyphen or slash: don't, 10:30, 3.5, t-shirt; the rest are marks and emoji
+WORD_OR_MARK = regex.compile(rf"{WORD.pattern}(?:['’:./-]{RUN})*|\X")
+
+
+def nfc(text):
+    """`text` with its accents in one spelling: "é" may be typed as one character or as two, which look the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalise(text):
+    """`text` as answers are learned and compared: in lower case, with white space collapsed, in NFC."""
+    return " ".join(nfc(text.lower()).split())
 
 
 def tokenize(answer):
-    """The tokens of `answer` (list of str), in lower case."""
+    """The tokens of `answer` (list of str), in the spelling of `normalise`."""
     tokens = []
-    for chunk in answer.lower().split():
+    for chunk in normalise(answer).split(" "):
         pieces = WORD_OR_MARK.findall(chunk)
         tokens += pieces[:1] + [GLUE + piece for piece in pieces[1:]]
     return tokens
@@ -69,8 +86,8 @@ class Vocab:
         return len(self.words)
 
     def tokenize(self, answer):
-        """The tokens of `answer` (list of str), in lower case."""
-        return [" ".join(answer.lower().split())] if self.whole_answers else tokenize(answer)
+        """The tokens of `answer` (list of str), in the spelling of `normalise`."""
+        return [normalise(answer)] if self.whole_answers else tokenize(answer)
 
     def encode(self, answer, max_len):
         """The ids of <start>, the words and <end>: a list of 2 to `max_len` + 1 ints.

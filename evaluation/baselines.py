@@ -9,7 +9,6 @@ Rows are dicts with the names of qa_pairs.json: `question`, `answer` (the label)
 known `question_type` and `answers` (all annotations). Nothing here needs torch, except the wrong images.
 """
 import hashlib
-import re
 from collections import Counter, defaultdict
 from statistics import multimode
 
@@ -18,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from evaluation.metrics import METRICS, as_columns, exact_match, score_row, sentence_bleu
-from vocab import UNK
+from vocab import UNK, WORD, normalise
 
 # displayed names that differ from the key
 LABELS = {"human": "one annotator", "vocabulary": "vocabulary and length", "wrong_picture": "wrong image"}
@@ -70,10 +69,10 @@ def neighbour_votes(train_questions, train_answers, questions):
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.utils import gen_batches
-    if not re.search(r"\w", " ".join(train_questions)):  # scikit-learn refuses an empty vocabulary
+    if not any(map(WORD.search, train_questions)):  # scikit-learn refuses an empty vocabulary
         yield from ({} for _ in questions)
         return
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+")
+    vectorizer = TfidfVectorizer(preprocessor=normalise, tokenizer=WORD.findall, token_pattern=None)
     train, asked = vectorizer.fit_transform(train_questions), vectorizer.transform(questions)  # (rows, words), unit length
     last = max(0, len(train_questions) - NEIGHBOURS)
     for batch in gen_batches(len(questions), max(1, SIMILARITY_MIB * 2**20 // (PAIR_BYTES * len(train_questions)))):

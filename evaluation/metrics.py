@@ -12,7 +12,9 @@ from functools import lru_cache, partial
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-BLEU_METRICS = {order: BLEU(lowercase=True, effective_order=True, max_ngram_order=order) for order in (1, 2, 4)}
+from vocab import nfc, normalise
+
+BLEU_METRICS = {}  # {order: BLEU}, filled by choose_bleu_tokenizer
 CHRF_METRIC = CHRF(lowercase=True)
 
 # Tables of the official VQA evaluator (VQAEval in GT-Vision-Lab/VQA).
@@ -35,8 +37,22 @@ VQA_CONTRACTIONS = {word[:at] + word[at + 1:]: word for word in VQA_CONTRACTED
                     for at, letter in enumerate(word) if letter == "'"} | {"somebody'd": "somebodyd"}
 
 
+def choose_bleu_tokenizer(name):
+    """Let all BLEU metrics of this process split text with sacrebleu's tokenizer `name`. ValueError if it is not installed."""
+    try:
+        BLEU_METRICS.update({order: BLEU(lowercase=True, effective_order=True, max_ngram_order=order, tokenize=name)
+                             for order in (1, 2, 4)})
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"--bleu-tokenize {name} needs one more package: pip install 'sacrebleu[{name[:2]}]'") from error
+
+
+choose_bleu_tokenizer("13a")
+
+
 def sentence_bleu(prediction, references, max_order=4):
-    """Sentence BLEU of sacrebleu, 0 to 100: 13a tokens, lower case, effective order, exponential smoothing.
+    """Sentence BLEU of sacrebleu, 0 to 100: lower case, NFC, effective order, exponential smoothing.
+
+    The tokens are those of `choose_bleu_tokenizer`, else 13a: words and punctuation marks.
 
     references: list of str, or one str. With several references an n-gram may match any of them. max_order: the longest
     n-grams, 1, 2 or 4. A reference must never contain `<unk>`: sacrebleu splits it into three tokens, which an answer
@@ -63,6 +79,7 @@ def _as_tuple(references):
 
 @lru_cache(maxsize=1 << 16)  # short answers repeat: the floors give the same answer to many questions
 def _sentence_score(metric, prediction, references):
+    prediction, *references = map(nfc, (prediction, *references))
     return min(metric.sentence_score(prediction, references).score, 100.0)  # sacrebleu gives 100.00000000000004
 
 
@@ -73,8 +90,8 @@ def signature():
 
 
 def exact_match(prediction, label):
-    """100 if both are equal in lower case with white space collapsed, else 0."""
-    return 100.0 * (prediction.lower().split() == label.lower().split())
+    """100 if both are equal after `vocab.normalise` (lower case, white space collapsed, NFC), else 0."""
+    return 100.0 * (normalise(prediction) == normalise(label))
 
 
 def vqa_accuracy(prediction, annotations):
@@ -87,7 +104,7 @@ def vqa_accuracy(prediction, annotations):
     """
     if not annotations:
         raise ValueError("VQA accuracy needs at least one annotation")
-    prediction, *annotations = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *annotations))
+    prediction, *annotations = (nfc(text).replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *annotations))
     if len(annotations) == 1 or len(set(annotations)) > 1:
         prediction, *annotations = map(normalise_answer, (prediction, *annotations))
     n, matches = len(annotations), annotations.count(prediction)

@@ -1,6 +1,7 @@
 """The metrics file and the printed table of an evaluation."""
 import numpy as np
 import pandas as pd
+import regex
 
 from evaluation.baselines import display_name, one_annotator
 from evaluation.bootstrap import (
@@ -13,6 +14,7 @@ from evaluation.bootstrap import (
     verdict,
 )
 from evaluation.metrics import HEADLINE, METRICS, score_rows, signature
+from vocab import UNSPACED, normalise
 
 TYPES = ("answer_type", "question_type")  # columns of the data set
 
@@ -30,6 +32,10 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
     metrics = {"num_questions": len(rows), "num_images": len(set(groups)), "interval": interval_name(len(set(groups))),
                "signature": signature(), "humans_per_question": [min(counts), max(counts)],
                "one_annotator": "optimistic" if optimistic else "held out"}
+    unspaced = sum(regex.search(UNSPACED, label) is not None for label in labels)
+    if unspaced and "tok:13a" in metrics["signature"]:
+        print(f"{unspaced} of {len(rows)} labels have no spaces between words, and BLEU takes them for one word: choose "
+              "--bleu-tokenize zh, ja-mecab or char")
     scores = None
     floors, ceilings = ({name: score_rows(texts, labels, annotations) for name, texts in (answers or {}).items()}
                         for answers in (floors, ceilings))
@@ -50,13 +56,13 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
 def model_details(rows, scores, predictions, confidences=None, train_answers=()):
     """The rest of the metrics file about the model: novel predictions, seen and unseen labels, calibration, types.
 
-    A text counts as a training label if it equals one in lower case with white space collapsed, as in `exact_match`.
+    A text counts as a training label if it equals one after `vocab.normalise`, as in `exact_match`.
     """
     groups, details = [row["image_id"] for row in rows], {}
-    known = {_collapsed(text) for text in train_answers}
+    known = {normalise(text) for text in train_answers}
     if known:
-        novel = np.array([100.0 * (_collapsed(text) not in known) for text in predictions])
-        seen = ["seen" if _collapsed(row["answer"]) in known else "unseen" for row in rows]
+        novel = np.array([100.0 * (normalise(text) not in known) for text in predictions])
+        seen = ["seen" if normalise(row["answer"]) in known else "unseen" for row in rows]
         details["novel_predictions"] = summarise({"novel": novel}, groups)["novel"]
         details["by_training_label"], _ = by_type(scores, seen, groups, min_rows=1)
     if confidences is not None:
@@ -67,10 +73,6 @@ def model_details(rows, scores, predictions, confidences=None, train_answers=())
     tables = {kind: by_type(scores, [row[kind] for row in rows], groups) for kind in TYPES}
     details |= {f"by_{kind}": table for kind, (table, _) in tables.items()}
     return details | {"hidden_types": {kind: hidden for kind, (_, hidden) in tables.items() if hidden}}
-
-
-def _collapsed(text):
-    return " ".join(text.lower().split())
 
 
 def table_lines(metrics):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from common import distributed
 from common.device import compute_in_slices, slices_of
 from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor, still_writing
+from vocab import nfc
 
 # images or questions per batch; on a CPU larger batches make every layer allocate its memory anew
 ENCODE_BATCH = {"cpu": 16, "cuda": 1024}
@@ -66,7 +67,7 @@ def build_store(model, encoders, pixels, questions, cache_dir, precision):
 
 def tokenize_questions(tokenizer, questions, question_max_len):
     """Token ids (N, Q), padded on the right, and lengths (N,). Prints how many questions are truncated."""
-    encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(questions)["input_ids"]]
+    encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(list(map(nfc, questions)))["input_ids"]]
     truncated = sum(len(ids) > question_max_len for ids in encoded)
     lengths = torch.tensor([min(len(ids), question_max_len) for ids in encoded])
     input_ids = torch.full((len(encoded), int(lengths.max())), tokenizer.pad_token_id)

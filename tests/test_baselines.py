@@ -56,7 +56,8 @@ def test_nearest_question_weights_rare_words_more(monkeypatch):
 @pytest.mark.parametrize("train, answers, asked, expected", [
     (["is it a cat", "what is it"], ["cat", "dog"], ["it is WHAT", "a cat"], ["dog", "cat"]),       # the order is ignored
     (["what is it", "what is this"], ["b", "a"], ["qui est là", "", "this"], ["a", "a", "a"]),       # no common word
-    (["??", ""], ["b", "c"], ["what", "?"], ["b", "b"])])                                            # no word at all
+    (["??", ""], ["b", "c"], ["what", "?"], ["b", "b"]),                                             # no word at all
+    (["他在哪里", "这是什么"], ["a", "b"], ["那是什么", "书"], ["b", "a"])])                             # words are characters
 def test_nearest_question_without_common_words_is_the_most_frequent_answer(train, answers, asked, expected):
     assert baselines.nearest_question(train, answers, asked) == expected
 

@@ -138,6 +138,11 @@ def test_truncated_questions_are_counted(encoders, capsys):
     assert ids.shape[1] == 6 and lengths.max() == 6 and "2 distinct, 1 truncated to 6" in capsys.readouterr().out
 
 
+def test_a_question_has_the_same_tokens_with_composed_and_separate_accents(encoders):
+    ids, _ = tokenize_questions(encoders.question.tokenizer, ["Où est le café?", "Ou\u0300 est le cafe\u0301?"], 32)
+    assert (ids[0] == ids[1]).all()
+
+
 def test_each_distinct_image_and_question_is_stored_once(make_model, make_store, data_dir):
     store, rows = make_store(make_model()), read_rows(data_dir)
     assert list(store.row_of_image) == sorted(set(rows["image_path"])) and len(store.image_states) == len(store.row_of_image)

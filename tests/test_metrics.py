@@ -1,6 +1,8 @@
 """Metrics against hand-computed values and published rules; intervals against scipy."""
 import json
 import re
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +81,35 @@ def test_the_signature_names_what_the_headline_depends_on():
 
 @pytest.mark.parametrize("prediction, answer, expected", [
     ("Black  and\twhite ", "black and white", 100.0), ("black & white", "black and white", 0.0), ("2", "two", 0.0),
-    ("the table", "table", 0.0), ("", " ", 100.0)])
+    ("the table", "table", 0.0), ("", " ", 100.0), ("CAFE\u0301", "caf\u00e9", 100.0)])
 def test_exact_match(prediction, answer, expected):
     assert metrics.exact_match(prediction, answer) == expected
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
+def test_accents_may_be_composed_or_not(metric):
+    """A label typed on another system had its accents as characters of their own, and a right answer scored 0."""
+    answer = "một quả bưởi màu xanh"
+    apart = unicodedata.normalize("NFD", answer)
+    assert [metric.score(one, other if metric.against == "label" else [other])
+            for one, other in ((answer, apart), (apart, answer))] == [100.0, 100.0]
+
+
+def test_bleu_has_other_tokenizers_which_the_signature_shows(monkeypatch):
+    pair = ("红色的书", "红色的笔")
+    assert metrics.sentence_bleu(*pair) == 0.0  # for 13a an answer without spaces is one word
+    try:
+        for name in ("zh", "char"):
+            metrics.choose_bleu_tokenizer(name)
+            expected = sacrebleu.sentence_bleu(pair[0], [pair[1]], tokenize=name).score
+            assert metrics.sentence_bleu(*pair) == pytest.approx(expected)
+            assert metrics.sentence_bleu(*pair) > 50 and f"tok:{name}" in metrics.signature()
+        monkeypatch.setitem(sys.modules, "MeCab", None)  # an import of it fails
+        with pytest.raises(ValueError, match=r"--bleu-tokenize ja-mecab needs .*pip install 'sacrebleu\[ja\]'"):
+            metrics.choose_bleu_tokenizer("ja-mecab")
+    finally:
+        metrics.choose_bleu_tokenizer("13a")
+    assert metrics.sentence_bleu(*pair) == 0.0
 
 
 # official VQA accuracy

@@ -185,6 +185,20 @@ def test_baselines_need_no_image_and_no_model(data_dir, tmp_path):
     assert "floor: nearest question" in output and "verdict" not in output
 
 
+def test_bleu_of_answers_without_spaces_needs_another_tokenizer(tmp_path):
+    """One wrong character in a Chinese answer gave 0 BLEU, since the whole answer was one word."""
+    answers = ["红色的书", "红色的笔", "蓝色的书"]
+    (tmp_path / "own.csv").write_text("image_path,question,answer\n" + "".join(
+        f"{number}.jpg,这是什么,{answers[number % 3]}\n" for number in range(12)), encoding="utf-8")
+    flags = ("test.py", "--data-dir", "own.csv", "--baselines-only", "--metrics-json", "m.json")
+    scores = {}
+    for name in ("13a", "zh"):
+        output = call_script(*flags, "--bleu-tokenize", name, cwd=tmp_path)
+        scores[name] = json.loads((tmp_path / "m.json").read_text())["floors"]["most_frequent"]["mean_sentence_bleu"]["value"]
+        assert f"|tok:{name}|" in output and ("12 of 12 labels have no spaces between words" in output) == (name == "13a")
+    assert scores["13a"] < scores["zh"] - 20
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda folder: (folder / "metadata.csv").unlink(), "metadata.csv not found"),
     (lambda folder: (folder / "images/0005.png").write_bytes(b"no image"), "images/0005.png")],
