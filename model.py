@@ -86,7 +86,8 @@ class ModelConfig:
     question_max_len: int = 32
     """GPT-2 tokens of a question; longer ones are truncated and counted"""
     answer_max_len: int = 16
-    """words of an answer plus its end token; longer ones are truncated and counted"""
+    """words of an answer plus its end token; longer ones are truncated and counted. The default grows, up to 64, if over 1 %
+    of the training answers are longer"""
     inputs: Literal["both", "question", "image"] = "both"
     """what the model may see; `question` is the blind baseline"""
     fusion: Literal[tuple(FUSIONS)] = "gated"

@@ -88,6 +88,7 @@ class Config(LoopConfig, ModelConfig):
 BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_only"}
 CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises the device
 NUM_SAMPLES = 8  # in samples.csv
+LONGEST_DEFAULT = 64  # answer_max_len that is chosen for long training answers
 
 
 def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), trained_on=None):
@@ -229,15 +230,26 @@ def main(cfg):
     distributed.init_process_group(precision.device)
     with lock_output_folder(cfg.output_dir):
         rows = read_rows(cfg.data_dir)
-        vocab = Vocab.build(training_answers(rows_of_split(rows, "train"), cfg.answer_sampling), cfg.min_word_freq,
-                            whole_answers=cfg.decoder == "classifier")
+        answers = training_answers(rows_of_split(rows, "train"), cfg.answer_sampling)
+        vocab = Vocab.build(answers, cfg.min_word_freq, whole_answers=cfg.decoder == "classifier")
         print(f"vocabulary: {len(vocab)} words")
+        if cfg.answer_max_len == ModelConfig.answer_max_len:
+            cfg = dataclasses.replace(cfg, answer_max_len=default_answer_length(vocab, answers))
         encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
         torch.manual_seed(cfg.seed)
         model_config = ModelConfig(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(ModelConfig)})
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), model_config)
         datasets = prepare(model, encoders, vocab, rows, cfg, precision, cfg.answer_sampling)
         fit("feature extraction", model, encoders, datasets, {"head": cfg.learning_rate}, cfg, precision)
+
+
+def default_answer_length(vocab, answers):
+    """The default answer_max_len, or more if over 1 % of the training answers are longer: Thai has a token per character."""
+    lengths = sorted(len(vocab.tokenize(answer)) + 1 for answer in answers)
+    needed = min(lengths[int(0.99 * (len(lengths) - 1))], LONGEST_DEFAULT)
+    if needed > ModelConfig.answer_max_len:
+        print(f"the training answers are long: answers may have {needed - 1} words (--answer-max-len {needed})")
+    return max(needed, ModelConfig.answer_max_len)
 
 
 def prepare(model, encoders, vocab, rows, cfg, precision, answer_sampling):

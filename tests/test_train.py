@@ -15,7 +15,7 @@ from training import run_state
 from training.checkpoint import load_model, read_checkpoint
 from training.optimizer import make_optimizer, schedule
 from training.step import answer_loss, evaluate
-from vocab import END, PAD, START
+from vocab import END, PAD, START, Vocab
 
 CPU = Precision("cpu")
 
@@ -61,6 +61,15 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size():
     model = ConstantModel(torch.tensor([0.0, 0.0, 1.0, 0.5, 2.0]))
     losses = [evaluate(model, Answers(ids), size, CPU) for size in (1, 2, 3)]
     assert max(losses) - min(losses) < 1e-6
+
+
+@pytest.mark.parametrize("answers, expected", [
+    (["a red cup"] * 100 + ["word " * 99], 16), (["สุนัขสีน้ำตาลกำลังวิ่งเล่นบนหาด", "แมวสีดำ"], 16),
+    (["สุนัขสีน้ำตาลกำลังวิ่งเล่นบนหาด"] * 2, 22), (["word " * 99] * 3, 64)])
+def test_answers_may_be_longer_if_more_than_one_in_a_hundred_training_answers_is(answers, expected, capsys):
+    """88 of 242 answers in scripts without spaces were truncated to 15 words."""
+    assert train.default_answer_length(Vocab.build([*answers, "x"]), answers) == expected
+    assert (f"have {expected - 1} words (--answer-max-len {expected})" in capsys.readouterr().out) == (expected > 16)
 
 
 def test_the_schedule_warms_up_then_follows_a_cosine():
