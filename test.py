@@ -19,7 +19,8 @@ from common.device import Precision
 from common.files import is_text, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
-from evaluation.gallery import draw_prediction
+from evaluation.fonts import report_missing_characters
+from evaluation.gallery import draw_prediction, drawn_texts
 from evaluation.generation import answer_dataset, answer_image
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
@@ -189,6 +190,7 @@ def answer_one(cfg):
     answer = answer_image(trained, cfg.image, cfg.question, precision, cfg.beam_size)
     row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
     target = Path(cfg.results_dir) / f"{file_name(Path(cfg.image).stem)}_answer.png"
+    report_missing_characters(drawn_texts([row]))
     draw_prediction(row, target)
     print(f"question: {cfg.question}\nanswer: {answer.text}\nconfidence: {answer.confidence:.2f}\nimage: {target}")
 

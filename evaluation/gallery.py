@@ -3,7 +3,6 @@
 `rows` are those of `results.result_rows`. The page is the template gallery.html beside this file, filled with data.
 """
 import base64
-import functools
 import hashlib
 import json
 import re
@@ -12,13 +11,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from common.files import atomic_write
 from common.images import UNREADABLE, open_image
 from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG
+from evaluation.fonts import base_font as _font
+from evaluation.fonts import runs, text_width
 from evaluation.report import score_bars, table_lines, verdict_sentence
 from vocab import GLUE, tokenize
 
@@ -59,6 +59,11 @@ def content_words(label):
 def count_answers(row):
     """The annotations with their counts, most frequent first, then in annotation order: list of (text, n)."""
     return Counter(row["answers"] or ([row["answer"]] if row["answer"] else [])).most_common()
+
+
+def drawn_texts(rows):
+    """All texts that images of `rows` show."""
+    return [text for row in rows for text in (row["question"], row["prediction"], row["answer"], *row["answers"])]
 
 
 # ---- single images and the overview
@@ -158,17 +163,13 @@ def _fitted(path, width, height):
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-@functools.lru_cache
-def _font(size, bold=False):
-    """DejaVu Sans, which matplotlib brings along: it looks the same on every machine, but has no CJK and few emoji."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
-
-
 def _write(draw, x, y, text, font, fill, width, max_lines):
     """Write `text` wrapped to `width` pixels and at most `max_lines`; returns the y below it."""
     for line in wrap(text, font, width, max_lines):
-        draw.text((x, y), line, font=font, fill=fill)
+        at, baseline = x, y + font.getmetrics()[0]
+        for piece_font, piece in runs(line, font):
+            draw.text((at, baseline), piece, font=piece_font, fill=fill, anchor="ls")
+            at += piece_font.getlength(piece)
         y += round(font.size * 1.32)
     return y
 
@@ -181,7 +182,7 @@ def wrap(text, font, width, max_lines):
     text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:MAX_TEXT]).split())
     for length in range(max(1, len(text)), 0, -1):
         lines = textwrap.wrap(text, length, max_lines=max_lines, placeholder="…", break_on_hyphens=False)
-        if all(font.getlength(line) <= width for line in lines):
+        if all(text_width(line, font) <= width for line in lines):
             break
     return lines
 

@@ -10,7 +10,8 @@ import torch
 from common.files import atomic_write
 from evaluation.bootstrap import expected_calibration_error
 from evaluation.charts import draw_calibration, draw_scores
-from evaluation.gallery import draw_overview, draw_prediction, write_gallery
+from evaluation.fonts import report_missing_characters
+from evaluation.gallery import draw_overview, draw_prediction, drawn_texts, write_gallery
 from evaluation.metrics import SCORE_COLUMNS
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
@@ -43,6 +44,7 @@ def write_results(rows, metrics, cfg):
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
     sample = {f"{file_name(rows[number]['question_id'])}.png": rows[number] for number in order.tolist()}
     remove_earlier_samples(folder, sample)
+    report_missing_characters(drawn_texts(sample.values()))
     for name, row in sample.items():
         draw_prediction(row, folder / name)
     if sample:

@@ -73,7 +73,8 @@ def tokenize_questions(tokenizer, questions, question_max_len):
     input_ids = torch.full((len(encoded), int(lengths.max())), tokenizer.pad_token_id)
     for row, ids in enumerate(encoded):
         input_ids[row, :lengths[row]] = torch.tensor(ids[:question_max_len])
-    print(f"questions: {len(encoded)} distinct, {truncated} truncated to {question_max_len} tokens")
+    remedy = f" (the longest has {max(map(len, encoded))}: see train.py --question-max-len)" if truncated else ""
+    print(f"questions: {len(encoded)} distinct, {truncated} truncated to {question_max_len} tokens{remedy}")
     return input_ids, lengths
 
 

@@ -2,12 +2,14 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
+import matplotlib
 import pytest
 from PIL import Image, ImageDraw
 
 from common.images import open_image
-from evaluation import gallery
+from evaluation import fonts, gallery
 from evaluation.metrics import METRICS, score_row
 from evaluation.results import file_name
 
@@ -86,8 +88,40 @@ def test_without_a_label_there_is_no_grade():
 def test_wrap_keeps_every_character_and_the_width(text):
     font = gallery._font(24)
     lines = gallery.wrap(text, font, 150, 1000)
-    assert all(font.getlength(line) <= 150 for line in lines)
+    assert all(fonts.text_width(line, font) <= 150 for line in lines)
     assert "".join(lines).replace(" ", "") == re.sub(r"[\s\x00\ud800]", "", text)
+
+
+@pytest.fixture
+def one_more_font(monkeypatch):
+    """(path, character): the only installed font, and a character of it that DejaVu Sans lacks."""
+    path = str(Path(matplotlib.get_data_path()) / "fonts/ttf/STIXGeneral.ttf")
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: [path])
+    fonts.other_font.cache_clear()
+    others = map(chr, sorted(fonts.characters_of(path) - fonts.characters_of(gallery._font(24).path)))
+    yield path, next(filter(str.isalpha, others))
+    fonts.other_font.cache_clear()
+
+
+def test_characters_that_the_font_lacks_are_drawn_with_an_installed_font(one_more_font, written, tmp_path, capsys):
+    """Hindi, Thai and Chinese were drawn as boxes, without a word."""
+    (path, other), font = one_more_font, gallery._font(24)
+    text = f"a{other}{other}\u200d bش"  # a joiner and what both fonts have stay with the piece before them
+    pieces = fonts.runs(text, font)
+    assert [(piece_font.path, piece) for piece_font, piece in pieces] == [
+        (font.path, "a"), (path, f"{other}{other}\u200d b"), (font.path, "ش")]
+    assert fonts.text_width(text, font) == sum(piece_font.getlength(piece) for piece_font, piece in pieces) > 50
+    row = make_row(tmp_path, prediction=text, question="कि 书")
+    gallery.draw_prediction(row, tmp_path / "7.png")
+    assert {"a", f"{other}{other}\u200d b", "ش", "कि 书"} <= set(written)
+    fonts.report_missing_characters(gallery.drawn_texts([row, row]))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and "no installed font has कि书: " in lines[0] and "apt-get install fonts-noto-core" in lines[0]
+
+
+def test_nothing_is_said_about_characters_that_can_be_drawn(capsys):
+    fonts.report_missing_characters(["black and white ✓", "ما هو", "a\tb\x00\ud800\u200d", "Ünï"])
+    assert capsys.readouterr().out == ""
 
 
 def test_wrap_marks_truncated_text():
