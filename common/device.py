@@ -1,8 +1,9 @@
 """The device, the numeric precision, and what to do if memory runs out."""
 import contextlib
-import os
 
 import torch
+
+from common.settings import environment_number
 
 
 class Precision:
@@ -12,7 +13,7 @@ class Precision:
         """Raises ValueError if this machine lacks the device, or the device cannot do the mode."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if name == "cuda":  # each process on this machine takes its own GPU
-            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            name = f"cuda:{environment_number('LOCAL_RANK', 0)}"
         try:
             self.device = torch.device(name)
         except RuntimeError as error:

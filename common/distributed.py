@@ -3,18 +3,40 @@
 The functions are named as in torch.distributed. Rank 0 prints and writes files.
 """
 import atexit
+import datetime
 import os
 
 import torch
 import torch.distributed as dist
 
+from common.settings import environment_number
+
+MEETING_SECONDS = 120  # in which all processes must have started: importing torch may take one of these minutes
+REMEDY = "start all processes with torchrun, or unset WORLD_SIZE to train with one"
+
 
 def init_process_group(device):
-    """Connect to the other processes if torchrun started some: over NCCL on CUDA, over gloo on a CPU."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
-        print(f"{get_world_size()} processes train together")
+    """Connect to the other processes if torchrun started some: over NCCL on CUDA, over gloo on a CPU.
+
+    Raises ValueError if torchrun's environment variables are incomplete, or if a process is missing.
+    """
+    world_size = environment_number("WORLD_SIZE", 1)
+    if world_size <= 1:
+        return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise ValueError(f"the environment variable WORLD_SIZE is {world_size}, but {', '.join(missing)} not set: {REMEDY}")
+    rank, address = environment_number("RANK", 0), f"{os.environ['MASTER_ADDR']}:{environment_number('MASTER_PORT', 0)}"
+    if not 0 <= rank < world_size:
+        raise ValueError(f"the environment variable RANK is {rank}, but WORLD_SIZE is {world_size}: {REMEDY}")
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=MEETING_SECONDS)))
+    except RuntimeError as error:
+        raise ValueError(f"the {world_size} processes of WORLD_SIZE did not meet at {address} within {MEETING_SECONDS} s "
+                         f"({str(error).splitlines()[0]:.200}): {REMEDY}") from error
+    store.set_timeout(dist.default_pg_timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size)
+    atexit.register(dist.destroy_process_group)
+    print(f"{world_size} processes train together")
 
 
 def get_rank():

@@ -1,44 +1,86 @@
 """The command line of every script: a settings dataclass becomes flags, an expected error becomes one line."""
 import dataclasses
 import os
+import re
+import shutil
 import signal
 import sys
+
+from common import terminal
+
+terminal.replace_closed_streams()
+terminal.watch_imports()
 
 # ranges of settings that several scripts have
 COUNT, WORKERS = (1, 1_000_000), (0, 256)
 POSITIVE = (1e-12, 1e6)
 SEED = (0, 2 ** 31 - 1)  # numpy, torch and random all accept it
+MIN_COLUMNS = 40  # of the terminal, for --help
+# how torch, the threads of Python, and the operating system say that there is too little memory, or too many threads
+NO_MEMORY = re.compile("can't allocate memory|cannot allocate memory|out of memory|can't start new thread|bad_alloc|"
+                       "resource temporarily unavailable|failed to map segment", re.I)
 
 
 def run(main, config_class):
     """Parse the flags of `config_class`, print the settings, call `main(cfg)`.
 
-    ValueError and OSError (a wrong setting, a missing file, a full disk) end in one line on stderr and
-    exit status 2. Ctrl-C and a TERM signal end in one line and status 130. If another process of a torchrun ends,
-    this one ends in one line and status 1. VQA_DEBUG=1 shows the traceback.
+    ValueError and OSError (a wrong setting, a missing file, a full disk) and memory that runs out end in one line on
+    stderr and exit status 2. Ctrl-C and a TERM signal end in one line and status 130. If another process of a torchrun
+    ends, this one ends in one line and status 1. VQA_DEBUG=1 shows the traceback.
     """
-    import tyro
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cfg = tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
-    rank = int(os.environ.get("RANK", 0))
-    if rank > 0:  # of torchrun's processes only the first one prints; all print errors
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
-    print_settings(cfg)
+    terminal.imports_have_ended()
+    terminal.protect_streams()
+    process = ""
     try:
+        if environment_number("WORLD_SIZE", 1) > 1 and (rank := environment_number("RANK", 0)) > 0:
+            process = f"process {rank}: "
+            # of torchrun's processes only the first one prints; all print errors
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
+        cfg = parse_flags(config_class)
+        print_settings(cfg)
         main(cfg)
-    except (ValueError, OSError) as error:
-        if os.environ.get("VQA_DEBUG"):
-            raise
-        print(f"{f'process {rank}: ' * (rank > 0)}error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if os.environ.get("VQA_DEBUG") or "gloo/transport" not in str(error):  # a broken connection
-            raise
-        print(f"process {rank}: stopped, because another process of this run ended", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)
+    except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
+        message, status = explain(error, config_class)
+        if os.environ.get("VQA_DEBUG") or not message:
+            raise
+        print(f"{process}{' '.join(message.split())}", file=sys.stderr)
+        sys.exit(status)
+    finally:
+        sys.stdout.flush()  # a failure is treated here, and not in the interpreter's end
+
+
+def explain(error, config_class):
+    """(message, exit status) for an error that is no fault of the program, else ("", 1)."""
+    text = str(error)
+    if isinstance(error, MemoryError) or not isinstance(error, ValueError) and NO_MEMORY.search(text):
+        fields = {field.name for field in dataclasses.fields(config_class)}
+        flags = [f"--{name.replace('_', '-')}" for name in ("batch_size", "workers", "hidden_size") if name in fields]
+        return f"error: out of memory or threads ({text:.200}): try a smaller {' or '.join(flags)}", 2
+    if isinstance(error, ValueError | OSError):
+        return f"error: {text}", 2
+    if "gloo/transport" in text:  # a broken connection
+        return "stopped, because another process of this run ended", 1
+    return "", 1
+
+
+def environment_number(name, default):
+    """The environment variable `name`, which torchrun sets, as an int. Raises ValueError if it is none."""
+    value = os.environ.get(name, default)
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"the environment variable {name} is {value!r}, no number: unset it, or start with torchrun") from None
+
+
+def parse_flags(config_class):
+    import tyro
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:  # tyro never ends on a very narrow terminal
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
+    return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
 
 
 def print_settings(cfg):

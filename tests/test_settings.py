@@ -1,0 +1,145 @@
+"""The command line of every script: output that nobody can read, Ctrl-C at any time, memory that runs out."""
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+from builder import many_entries, write_official
+from conftest import ROOT, call_script, error_line, start
+
+LATIN = "Übung"  # a folder whose name an ASCII terminal cannot show
+
+
+@pytest.fixture(scope="module")
+def vqa_dir(tmp_path_factory):
+    return write_official(tmp_path_factory.mktemp("official") / "vqa", many_entries())
+
+
+def shell(command, cwd, **environment):
+    """Run a command line of bash, in which `python` is this one."""
+    return subprocess.run(["bash", "-c", command.replace("python ", f"{sys.executable} ")], cwd=cwd, capture_output=True,
+                          text=True, timeout=120, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("redirection, told", [
+    (">&-", ""), ("2>&-", ""), (">&- 2>&- <&-", ""), ("2> /dev/full", ""), ("> /dev/full 2>&1", ""),
+    ("> /dev/full", "standard output cannot be written (No space left on device): the run goes on without it\n")])
+def test_a_run_goes_on_if_its_output_cannot_be_written(redirection, told, vqa_dir, tmp_path):
+    """With standard output closed, the settings ended in a traceback, and the next file that was opened got its number."""
+    result = shell(f"python {ROOT}/mini_vqa_v2.py --no-pictures --vqa-dir {vqa_dir} --output-dir out {redirection}", tmp_path)
+    assert (result.returncode, result.stderr) == (0, told)
+    assert len(tiny.read_csv(tmp_path / "out/metadata.csv")) == 240
+
+
+def test_a_training_goes_on_if_its_output_cannot_be_written(train_flags, tmp_path):
+    flags = " ".join(f"'{flag}'" for flag in train_flags)
+    result = shell(f"python {ROOT}/train.py {flags} --output-dir run > /dev/full 2>&1", tmp_path, TQDM_DISABLE="")
+    assert result.returncode == 0 and len(tiny.read_log(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["ascii", "C locale"])
+def test_a_terminal_that_lacks_letters_shows_their_numbers(environment, vqa_dir, tmp_path):
+    flags = f"--no-pictures --vqa-dir {vqa_dir} --output-dir {LATIN}"
+    result = shell(f"python {ROOT}/mini_vqa_v2.py {flags}", tmp_path, **environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"into (\\xdcbung|\\udcc3\\udc9cbung)$", result.stdout) and (tmp_path / LATIN / "metadata.csv").is_file()
+    assert shell(f"python {ROOT}/mini_vqa_v2.py --help", tmp_path, **environment).returncode == 0
+
+
+@pytest.mark.parametrize("flags", ["--help", "--no-pictures --output-dir out --vqa-dir"], ids=["help", "a run"])
+def test_a_reader_that_has_ended_ends_the_script_quietly(flags, vqa_dir, tmp_path):
+    """As in `python mini_vqa_v2.py | head -1`."""
+    command = f"python {ROOT}/mini_vqa_v2.py {flags} {vqa_dir if flags != '--help' else ''}"
+    result = shell(f"sleep 0.1 | ({command}; echo $? > status) | exec true", tmp_path)
+    for _ in range(100):  # the shell does not wait for the left side of a pipe
+        time.sleep(0.1)
+        if (tmp_path / "status").is_file() and (tmp_path / "status").read_text():
+            break
+    assert (result.stderr, (tmp_path / "status").read_text()) == ("", "141\n")
+
+
+@pytest.mark.parametrize("script", ["train.py", "fine_tune.py", "test.py", "mini_vqa_v2.py"])
+def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
+    """A KeyboardInterrupt in torch's C++ code aborted the process, elsewhere it was a traceback of many lines."""
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(1)\nraise ImportError('not reached')\n"
+    for name in ("torch", "pandas", "pooch"):
+        (tmp_path / f"{name}.py").write_text(slow)
+    process = start(ROOT / script, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert process.communicate(timeout=60) == ("", "interrupted\n") and process.returncode == 130
+
+
+def test_importing_the_package_leaves_ctrl_c_alone(tmp_path):
+    """A notebook that imports `train` keeps its own handler."""
+    code = "import signal; from common import settings; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert start("-c", code, cwd=tmp_path).communicate(timeout=60)[0] == "True\n"
+
+
+TOY = """
+from dataclasses import dataclass
+from common import settings
+
+@dataclass
+class Config:
+    batch_size: int = 4
+    workers: int = 2
+    name: str = "x"
+
+def main(cfg):
+    raise {error}
+
+settings.run(main, Config)
+"""
+
+
+@pytest.mark.parametrize("error", [
+    "MemoryError()", "MemoryError('Unable to allocate 8.00 GiB for an array')", "RuntimeError(\"can't start new thread\")",
+    "RuntimeError(\"[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 "
+    "bytes. Error code 12 (Cannot allocate memory)\")", "OSError(12, 'Cannot allocate memory')",
+    "BlockingIOError(11, 'Resource temporarily unavailable')", "ImportError('x.so: failed to map segment from shared object')"])
+def test_memory_or_threads_that_run_out_are_one_line(error, tmp_path):
+    status, errors = run_toy(error, tmp_path)
+    assert status == 2 and re.fullmatch("error: out of memory or threads.*: try a smaller --batch-size or --workers\n", errors)
+
+
+def run_toy(error, folder, *flags, **environment):
+    (folder / "toy.py").write_text(TOY.format(error=error))
+    process = start("toy.py", *flags, cwd=folder, **environment)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_an_unexpected_error_keeps_its_traceback(tmp_path):
+    status, errors = run_toy("RuntimeError('a fault of the program')", tmp_path)
+    assert status == 1 and "Traceback" in errors and "a fault of the program" in errors
+
+
+def test_a_model_larger_than_the_memory_is_one_line(train_flags, tmp_path):
+    """It took 26 GB, and ended in torch's own error with a traceback."""
+    code = ("import resource, train, open_clip; from pathlib import Path; from transformers import AutoTokenizer, GPT2Model\n"
+            "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (600 << 20),) * 2)\n"
+            "train.settings.run(train.main, train.Config)")
+    process = start("-c", code, *train_flags, "--hidden-size", 8192, "--num-layers", 16, "--output-dir", "run", cwd=tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert re.search("out of memory.*you tried to allocate.*--hidden-size$", error_line(errors))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_a_variable_of_torchrun_that_is_no_number_is_one_line(name, train_flags, tmp_path, monkeypatch):
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400", name: "abc"}
+    for variable, value in group.items():
+        monkeypatch.setenv(variable, value)
+    message = f"the environment variable {name} is 'abc', no number: unset it, or start with torchrun"
+    assert message in call_script("train.py", *train_flags, expect=2, cwd=tmp_path)
+
+
+def test_help_on_a_terminal_of_one_column(tmp_path):
+    """The parser tried for ever to put a letter and its frame into it."""
+    result = shell(f"python {ROOT}/mini_vqa_v2.py --help", tmp_path, COLUMNS="1")
+    assert result.returncode == 0 and "--output-dir" in result.stdout
