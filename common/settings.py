@@ -10,6 +10,7 @@ from common import terminal
 
 terminal.replace_closed_streams()
 terminal.watch_imports()
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # C++ logs stacks of errors that it raises too; torch reads it once
 
 # ranges of settings that several scripts have
 COUNT, WORKERS = (1, 1_000_000), (0, 256)
@@ -33,10 +34,10 @@ def run(main, config_class):
     terminal.protect_streams()
     process = ""
     try:
-        if environment_number("WORLD_SIZE", 1) > 1 and (rank := environment_number("RANK", 0)) > 0:
-            process = f"process {rank}: "
-            # of torchrun's processes only the first one prints; all print errors
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
+        if environment_number("WORLD_SIZE", 1) > 1:
+            process = f"process {environment_number('RANK', 0)}: "
+            if environment_number("RANK", 0) > 0:  # of torchrun's processes only the first one prints; all print errors
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open as long as the process
         cfg = parse_flags(config_class)
         print_settings(cfg)
         main(cfg)

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def start(*command, cwd, **environment):
 def error_line(text):
     """The only line on stderr besides progress bars."""
     line, = [line for line in text.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
-    assert line.startswith(("error: ", "stopped ")), text
+    assert re.match(r"(process \d+: )?error: |stopped ", line), text
     return line
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT, call_script, error_line, start
 
+from common import distributed
 from preprocess import VQADataset, read_rows
 from training.step import answer_loss
 from vocab import Vocab
@@ -136,6 +137,23 @@ def test_an_error_of_one_process_stops_both(command, tmp_path):
     status, _, errors = finish(processes[0], seconds=60)
     assert status == 2 and "file/run" in error_line(errors)
     check_stopped(1, processes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({}, "the 2 processes of WORLD_SIZE did not meet at 127.0.0.1:{port} within 2 s (Timed out after "),
+    ({"RANK": "1"}, "the 2 processes of WORLD_SIZE did not meet at 127.0.0.1:{port} within 2 s ("),
+    ({"RANK": "2"}, "the environment variable RANK is 2, but WORLD_SIZE is 2"),
+    ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "WORLD_SIZE is 2, but MASTER_ADDR, MASTER_PORT not set")],
+    ids=["the first alone", "the second alone", "a rank too many", "no address"])
+def test_a_process_without_a_partner_is_one_line(changes, message, train_flags, tmp_path, monkeypatch):
+    """Variables that another program left in the environment made it wait for half an hour."""
+    monkeypatch.setattr(distributed, "MEETING_SECONDS", 2)
+    port = str(free_port())
+    for name, value in ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | changes).items():
+        monkeypatch.setenv(name, value)
+    error = call_script("train.py", *train_flags, "--output-dir", "run", expect=2, cwd=tmp_path)
+    assert message.format(port=port) in error and "or unset WORLD_SIZE to train with one" in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -143,3 +143,10 @@ def test_help_on_a_terminal_of_one_column(tmp_path):
     """The parser tried for ever to put a letter and its frame into it."""
     result = shell(f"python {ROOT}/mini_vqa_v2.py --help", tmp_path, COLUMNS="1")
     assert result.returncode == 0 and "--output-dir" in result.stdout
+
+
+def test_a_missing_process_is_one_line_without_the_log_of_torch(train_flags, tmp_path):
+    code = ("import train; from common import distributed\n"
+            "distributed.MEETING_SECONDS = 1; train.settings.run(train.main, train.Config)")
+    process = start("-c", code, *train_flags, cwd=tmp_path, RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert "did not meet at 127.0.0.1:1 within 1 s" in error_line(process.communicate(timeout=120)[1])
