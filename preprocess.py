@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import torch
 
-from common.files import SPLITS
+from common.files import SPLITS, refuse_device
 from features.overlap import report_leaks
 from features.pixels import decode_images
 from features.store import build_store
@@ -36,6 +36,7 @@ def read_rows(data_dir, need_answers=True):
     question or a needed answer are dropped and counted. Raises FileNotFoundError or ValueError with one line.
     """
     csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
+    refuse_device(csv_path)
     if not csv_path.is_file():
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
                                 "folder or CSV with --data-dir")

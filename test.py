@@ -16,7 +16,7 @@ from typing import Literal
 
 from common import settings  # first: before torch
 from common.device import Precision
-from common.files import is_text, write_json
+from common.files import is_text, refuse_device, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
 from evaluation.fonts import report_missing_characters
@@ -160,6 +160,7 @@ def oracle_ceiling(question_ids, path):
     if path is None:
         return {}
     try:
+        refuse_device(path)
         true_answers = json.loads(Path(path).read_text(encoding="utf-8"))
         texts = [true_answers[question_id] for question_id in question_ids]
         if wrong := [text for text in texts if not isinstance(text, str)]:

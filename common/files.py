@@ -18,6 +18,17 @@ def is_text(text):
     return text.encode("utf-8", "ignore").decode("utf-8") == text
 
 
+def is_device(path):
+    """Whether `path` is a device, FIFO or socket. Reading from one may never end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def refuse_device(path):
+    """Raise ValueError if `path` is a device, FIFO or socket."""
+    if is_device(path):
+        raise ValueError(f"{path} is no regular file")
+
+
 @contextlib.contextmanager
 def atomic_write(path, durable=True):
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else delete it.

@@ -1,7 +1,10 @@
 """Reads an image file: the same way for building the data, training, answering and the gallery."""
 import struct
+from pathlib import Path
 
 from PIL import Image
+
+from common.files import refuse_device
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 268 MB decoded; Pillow alone only warns up to twice that number
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow's other decoders are less safe
@@ -20,6 +23,8 @@ def open_image(path):
 
     Raises one of UNREADABLE if the file is no image, is truncated, or has more than MAX_PIXELS pixels.
     """
+    if isinstance(path, str | Path):
+        refuse_device(path)
     with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many, at most {MAX_PIXELS:,} are decoded")

@@ -182,7 +182,7 @@ def check_image(body):
 
 def read_manifest(path):
     """{name: (bytes, sha256)} of the images of earlier runs; lines that cannot be read are ignored."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return {name: (int(size), digest) for name, size, digest in MANIFEST_LINE.findall(text)}
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.files import refuse_device
 from evaluation.bootstrap import difference_over_seeds, interval_name
 from evaluation.metrics import SCORE_COLUMNS
 
@@ -88,6 +89,7 @@ def check_same_questions(path_a, a, path_b, b, suffix=""):
 def read_results(path):
     """A results CSV of test.py: scores as numbers, the rest as text. Raises ValueError if `path` is none."""
     try:
+        refuse_device(path)
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"--compare: {path} is not a results CSV of test.py: {error}") from error

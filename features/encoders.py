@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
 
+from common.files import refuse_device
 from features.arrays import hash_of
 
 # errors of a missing file in the hub's cache, of a damaged one, and of the network
@@ -118,6 +119,8 @@ def find_clip_weights(clip_model, clip_pretrained):
         folder = Path(clip_model.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(f"--clip-model {clip_model}: no open_clip_config.json in {folder}")
+        for path in folder.iterdir():
+            refuse_device(path)
         found = [path for suffix in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{suffix}"))]
         if not found:
             raise FileNotFoundError(f"--clip-model {clip_model}: no weights file in {folder} (open_clip_model.safetensors)")
@@ -197,6 +200,8 @@ def load_question_encoder(gpt2_model):
         return tokenizer, gpt2, report
 
     if Path(gpt2_model).is_dir():
+        for path in Path(gpt2_model).iterdir():
+            refuse_device(path)
         try:
             tokenizer, gpt2, report = load(local_files_only=True)
         except Exception as error:  # tokenizers raises a plain Exception for unreadable files

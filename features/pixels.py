@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common import distributed
-from common.files import write_json
+from common.files import is_device, write_json
 from common.images import UNREADABLE, keep_memory, open_image
 from features.arrays import hash_of, new_array, open_array, still_writing
 
@@ -69,6 +69,8 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
 
 def file_digest(path):
     """Hash of a file's bytes, or None if it cannot be read."""
+    if is_device(path):
+        return None
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -93,7 +95,7 @@ class ImageFiles(Dataset):
     def __getitem__(self, row):
         """Decode one image into its row. Returns (row, None), or (row, reason) if it is unreadable."""
         if self.digests[row] is None:
-            return row, "missing"
+            return row, "no regular file" if is_device(self.folder / self.paths[row]) else "missing"
         try:
             self.pixels[row] = decode_image(self.folder / self.paths[row], self.resize)
         except UNREADABLE as error:

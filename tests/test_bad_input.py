@@ -103,6 +103,8 @@ def save_truncated(path):
 UNREADABLE = {  # name: (reason in the message, function that makes such a file)
     "a folder": ("missing", Path.mkdir),
     "a broken link": ("missing", lambda path: path.symlink_to("nowhere.png")),
+    "a FIFO": ("no regular file", os.mkfifo),
+    "a device": ("no regular file", lambda path: path.symlink_to("/dev/zero")),
     "zero bytes": ("cannot identify", Path.touch),
     "a web page": ("cannot identify", lambda path: path.write_text("<!doctype html><title>404</title>")),
     "truncated": ("truncated", save_truncated),
@@ -178,6 +180,21 @@ def test_stored_arrays_are_never_unpickled(tmp_path):
     np.save(tmp_path / "states.npy", np.array([{"a": 1}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="damaged"):
         open_array(tmp_path / "states.npy", 2)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "/dev/zero"])
+@pytest.mark.parametrize("command", [
+    "test.py --checkpoint {special}", "fine_tune.py --checkpoint {special}", "test.py --baselines-only --data-dir {special}",
+    "test.py --baselines-only --data-dir a_folder", "test.py --compare {special} {special}",
+    "test.py --data-csv {special} --checkpoint stage_one/vqa_checkpoint.pt"])
+def test_a_device_or_fifo_is_refused_before_it_is_read(command, kind, stage_one, tmp_path):
+    """Reading a FIFO waits for a writer for ever, and /dev/zero has no end."""
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "stage_one").symlink_to(stage_one)
+    for special in (tmp_path / "special.csv", tmp_path / "a_folder/metadata.csv"):
+        os.mkfifo(special) if kind == "FIFO" else special.symlink_to(kind)
+    script, *flags = command.format(special="special.csv").split()
+    assert ".csv is no regular file" in call_script(script, *flags, expect=2, cwd=tmp_path)
 
 
 # ---- folders and locks

@@ -110,6 +110,17 @@ def test_a_local_folder_without_config_or_weights_is_an_error(encoder_flags, tmp
         load_image_encoder(f"local-dir:{tmp_path}", "")
 
 
+def test_a_fifo_in_the_folder_of_an_encoder_is_an_error(encoder_flags, gpt2_folder, tmp_path):
+    clip = shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), tmp_path / "clip")
+    for folder, name in ((clip, "open_clip_model.safetensors"), (gpt2_folder, "config.json")):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match="open_clip_model.safetensors is no regular file"):
+        load_image_encoder(f"local-dir:{clip}", "")
+    with pytest.raises(ValueError, match="config.json is no regular file"):
+        load_question_encoder(str(gpt2_folder))
+
+
 @pytest.fixture
 def gpt2_folder(encoder_flags, tmp_path):
     """A copy of the tiny GPT-2's folder."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.files import atomic_write
+from common.files import atomic_write, refuse_device
 from features.encoders import Encoders, load_encoders
 from model import ModelConfig, VQAModel
 from vocab import Vocab
@@ -55,6 +55,7 @@ def save_checkpoint(path, content):
 
 def read_checkpoint(path, keys=KEYS):
     """The dict that `save_checkpoint` wrote, on the CPU. Raises FileNotFoundError or ValueError of one line."""
+    refuse_device(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not compare the checksums
