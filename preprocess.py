@@ -19,7 +19,7 @@ import torch
 from common.files import SPLITS, refuse_device
 from features.overlap import report_leaks
 from features.pixels import decode_images
-from features.store import build_store
+from features.store import build_store, to_device_soon
 from vocab import PAD
 
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
@@ -334,7 +334,7 @@ class VQADataset:
         mask = torch.arange(question_length) < lengths.unsqueeze(1)      # (distinct questions, Q)
         # small tensors from the host, copied without synchronising the device
         image_row, question_row, mask, answers = (
-            tensor.to(store.device, non_blocking=True) for tensor in (image_row, question_row, mask, answers))
+            to_device_soon(tensor, store.device) for tensor in (image_row, question_row, mask, answers))
         return {"image_states": store.select(store.image_states, images), "image_row": image_row,
                 "question_states": states[:, :question_length] if states.dim() == 3 else states,
                 "question_row": question_row, "attention_mask": mask,

@@ -73,7 +73,7 @@ class Config:
     cache_dir: str = "cache"
     """stored outputs of the frozen blocks"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1"""
+    """auto, cpu, cuda, cuda:1, mps"""
     workers: int = 0
     """processes that decode images; 0 = one per core"""
     seed: int = 42

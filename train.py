@@ -54,13 +54,13 @@ class LoopConfig:
     patience: int = 5
     """epochs without a lower validation loss before training stops"""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """mixed precision; auto is bf16 or fp16 on a GPU, and off on a CPU"""
+    """mixed precision; auto is bf16 or fp16 on a CUDA GPU, else off"""
     compile: bool = False
     """compile the encoders' blocks (torch.compile): takes a minute, pays on long runs"""
     cache_dir: str = "cache"
     """stored outputs of the frozen blocks"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1"""
+    """auto, cpu, cuda, cuda:1, mps"""
     workers: int = 0
     """processes that decode images; 0 = one per core"""
     seed: int = 42

@@ -5,21 +5,28 @@ import torch
 
 from common.settings import environment_number
 
+DEVICES = "auto, cpu, cuda, cuda:1 or mps"
+
 
 class Precision:
     """The device and the autocast dtype of a run. `auto`: bf16 if the GPU has it, else fp16; off on a CPU."""
 
     def __init__(self, device="auto", amp="auto"):
         """Raises ValueError if this machine lacks the device, or the device cannot do the mode."""
+        # auto is never mps, on which this program has not been run
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if name == "cuda":  # each process on this machine takes its own GPU
             name = f"cuda:{environment_number('LOCAL_RANK', 0)}"
         try:
             self.device = torch.device(name)
         except RuntimeError as error:
-            raise ValueError(f"--device {device} is no device; use auto, cpu, cuda or cuda:1") from error
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"--device {device} is not supported; use auto, cpu, cuda or cuda:1")
+            raise ValueError(f"--device {device} is no device; use {DEVICES}") from error
+        if self.device.type not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"--device {device} is not supported; use {DEVICES}")
+        if self.device.type == "mps" and not torch.backends.mps.is_available():
+            raise ValueError(f"--device {device}: this machine has no Metal device that torch can use; use --device cpu")
+        if self.device.type == "mps" and amp not in ("auto", "off"):
+            raise ValueError(f"--amp {amp} is not supported on --device mps: use --amp off")
         on_cuda = self.device.type == "cuda"
         if on_cuda and (self.device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
@@ -31,6 +38,8 @@ class Precision:
             bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
             amp = "off" if not on_cuda else "bf16" if bf16 else "fp16"
         self.amp = amp
+        # of sums over many batches: mps has no float64
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
     def autocast(self):
@@ -41,7 +50,7 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def __str__(self):
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
         return f"{name}, {torch.get_num_threads()} threads, amp {self.amp}"
 
 

@@ -45,7 +45,7 @@ def atomic_write(path, durable=True):
     try:
         yield temporary
         if durable:
-            with open(temporary, "rb") as stream:
+            with open(temporary, "r+b") as stream:  # Windows flushes only what may be written
                 os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -82,7 +82,8 @@ def file_lock(path, message):
     try:
         yield
     finally:
-        Path(path).unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows deletes no open file: the lock file stays, and locks nothing
+            Path(path).unlink(missing_ok=True)
         lock.release()
 
 

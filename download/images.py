@@ -55,7 +55,8 @@ def collect_images(names, output_dir, subset, image_dir, image_url, workers):
         download = partial(download_image, open_session(workers), f"{image_url.rstrip('/')}/{subset}", folder)
         downloaded, failed = run_in_threads("downloading", needed, download, workers, max_missing)
         complete |= downloaded
-    os.sync()  # the images are on the disk before metadata.csv names them
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()  # the images are on the disk before metadata.csv names them
     missing = {name: failed.get(name, "not tried") for name in names if name not in complete}
     write_manifest(output_dir / "manifest.csv", known | complete, missing)
     write_missing(output_dir / "missing.csv", missing)

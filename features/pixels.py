@@ -2,9 +2,11 @@
 
 The file's name holds a hash of the images' bytes and of the transform, so an outdated file is never read.
 """
+import functools
 import hashlib
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from features.arrays import hash_of, new_array, open_array, still_writing
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
 DECODE_VERSION = 2  # part of the hash: raise it if decoding gives other pixels
 IMAGES_PER_TASK = 32  # a worker process gets this many at once
+# forking is at once, spawned processes import torch again; macOS has libraries that fail after a fork, Windows has no fork
+START_METHOD = "fork" if hasattr(os, "fork") and sys.platform != "darwin" else "spawn"
 DIGEST_THREADS = 16  # hashing waits for the disk more than for a core
 
 
@@ -80,14 +84,21 @@ def file_digest(path):
 
 def available_cores():
     """The cores that this process may use, divided by the number of processes that train together."""
-    return max(1, len(os.sched_getaffinity(0)) // distributed.get_world_size())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
+    return max(1, cores // distributed.get_world_size())
 
 
 class ImageFiles(Dataset):
-    """The image files. A worker process decodes them straight into `pixels`, the file that all processes map."""
+    """The image files. A worker process decodes them straight into the file `stored_in`, which all processes map."""
 
     def __init__(self, folder, paths, digests, resize):
-        self.folder, self.paths, self.digests, self.resize, self.pixels = folder, paths, digests, resize, None
+        self.folder, self.paths, self.digests, self.resize, self.stored_in = folder, paths, digests, resize, None
+
+    @functools.cached_property
+    def pixels(self):
+        """The array in `stored_in`. Each process opens it for itself: a spawned one inherits no memory map."""
+        keep_memory()
+        return np.load(self.stored_in, mmap_mode="r+")
 
     def __len__(self):
         return len(self.paths)
@@ -113,12 +124,10 @@ def build_pixels(target, files, size, workers):
     own_rows = distributed.shard(torch.arange(len(files))).tolist()
     workers = min(workers, 1 + len(own_rows) // IMAGES_PER_TASK) if workers > 1 else 0
     unreadable = {}
-    keep_memory()
     with new_array(target, (len(files), 3, *size), np.uint8) as pixels:
-        files.pixels = pixels
-        # forked workers write into this same mapping: no pixels are copied between processes
+        files.stored_in = pixels.filename
         loader = DataLoader(files, IMAGES_PER_TASK, sampler=own_rows, num_workers=workers, collate_fn=list,
-                            multiprocessing_context="fork" if workers else None)
+                            multiprocessing_context=START_METHOD if workers else None)
         with tqdm(total=len(own_rows), desc="decoding images", unit=" images", mininterval=0.5,
                   disable=distributed.get_rank() > 0) as bar:
             for results in batches_of(loader):

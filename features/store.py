@@ -15,7 +15,7 @@ from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor, s
 from vocab import nfc
 
 # images or questions per batch; on a CPU larger batches make every layer allocate its memory anew
-ENCODE_BATCH = {"cpu": 16, "cuda": 1024}
+ENCODE_BATCH = {"cpu": 16, "mps": 64, "cuda": 1024}
 STATES_VERSION = 2  # part of every hash: raise it if an encode_*_frozen computes something else
 DEVICE_SHARE = 0.4  # of the free device memory that one store may fill; a larger store stays in host memory
 
@@ -39,10 +39,10 @@ class FeatureStore:
     def select(self, states, index):
         """Rows `index` (B,), a CPU tensor, of one of the two stores, on the device."""
         if states.device == self.device:
-            return states[index.to(self.device, non_blocking=True)]
+            return states[to_device_soon(index, self.device)]
         rows = states[index]
         # from pinned memory the copy is asynchronous
-        return (rows.pin_memory() if self.device.type == "cuda" else rows).to(self.device, non_blocking=True)
+        return to_device_soon(rows.pin_memory() if self.device.type == "cuda" else rows, self.device)
 
 
 def to_device(states, device):
@@ -53,6 +53,11 @@ def to_device(states, device):
         return states.to(device)
     except torch.cuda.OutOfMemoryError:  # another process took the memory meanwhile
         return states
+
+
+def to_device_soon(tensor, device):
+    """A tensor of the host on the device, on CUDA without waiting for the copy. On mps that could give wrong numbers."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def build_store(model, encoders, pixels, questions, cache_dir, precision):

@@ -24,7 +24,7 @@ def evaluate(model, dataset, batch_size, precision, order=None):
     """
     model.eval()
     order = torch.arange(len(dataset)) if order is None else order
-    totals = torch.zeros(2, device=precision.device, dtype=torch.float64)  # nats, words
+    totals = torch.zeros(2, device=precision.device, dtype=precision.sum_dtype)  # nats, words
     for rows in order.split(2 * batch_size)[distributed.get_rank()::distributed.get_world_size()]:
         with explain_out_of_memory(batch_size), precision.autocast():
             totals += torch.stack(answer_loss(model, dataset.batch(rows)))
