@@ -23,12 +23,14 @@ def new_array(target, shape, dtype):
     """Yield a memory-mapped .npy array to fill. It gets its name `target` only if the block succeeds.
 
     With several processes each of them gets the same array and fills its part. Other runs, also those of other
-    machines, delete the temporary file as left over unless `still_writing` is called for every batch.
+    machines, delete the temporary file as left over unless `still_writing` is called for every batch. Delete the variable
+    of the array at the block's end: Windows renames no file that is mapped.
     """
     if distributed.get_rank() > 0:
         array = np.load(distributed.broadcast(), mmap_mode="r+")
         yield array
         array.flush()
+        del array
         distributed.barrier()
     else:
         with atomic_write(target) as temporary:
@@ -41,6 +43,7 @@ def new_array(target, shape, dtype):
             distributed.broadcast(temporary)
             yield array
             array.flush()
+            del array
             distributed.barrier()
     distributed.barrier()  # rank 0 has renamed the file
 

@@ -140,6 +140,8 @@ def build_pixels(target, files, size, workers):
         require_few_unreadable(unreadable, len(files))
         if distributed.get_rank() == 0:
             write_json(target.with_suffix(".json"), {"unreadable": dict(sorted(unreadable.items()))})
+        vars(files).pop("pixels", None)
+        del pixels  # see new_array
 
 
 def batches_of(loader):

@@ -127,4 +127,5 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
                     array[rows] = as_numpy(states.to(stored).cpu())
                     still_writing(array)
                     bar.update(rows.stop - rows.start)
+                del array  # see new_array
     return open_tensor(target, count)

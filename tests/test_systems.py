@@ -15,6 +15,15 @@ LACKS = """
 import os
 for name in ("sched_getaffinity", "posix_fallocate", "sync", "fork"):
     delattr(os, name)
+true_replace = os.replace
+
+def replace(source, target):
+    with open("/proc/self/maps") as stream:
+        if str(source) in stream.read():
+            raise PermissionError(13, "Windows renames no file that is mapped", str(source))
+    true_replace(source, target)
+
+os.replace = replace
 """
 UNIX_MODULES = {"fcntl", "grp", "pwd", "resource", "termios"}
 
