@@ -105,13 +105,13 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     if cfg.resume:
         run.resume()
     else:
-        evaluate_epoch(0, time.time(), 0, 0.0, datasets, run, cfg, precision)
+        evaluate_epoch(0, time.perf_counter(), 0, 0.0, datasets, run, cfg, precision)
     while not is_finished(run.log, cfg.epochs, cfg.patience):
-        epoch, started = run.log[-1]["epoch"] + 1, time.time()
+        epoch, started = run.log[-1]["epoch"] + 1, time.perf_counter()
         try:
             # train one epoch, then measure and save it
             mean_factor = train_epoch(epoch, parallel_model, datasets["train"], run, cfg, precision)
-            samples_per_s = len(datasets["train"]) / (time.time() - started)
+            samples_per_s = len(datasets["train"]) / (time.perf_counter() - started)
             evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cfg, precision)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; the epochs before it are saved: the same "
@@ -148,7 +148,7 @@ def evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cf
     overflows = epoch * steps_per_epoch(train_set, cfg) - steps_taken(run.optimizer) - sum(row["overflows"] for row in run.log)
     row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, **validation_scores(texts, val_set.rows["answer"]),
            **learning_rates_of(run.optimizer, mean_factor), "overflows": overflows,
-           "seconds": round(time.time() - started, 2), "samples_per_s": round(samples_per_s, 1)}
+           "seconds": round(time.perf_counter() - started, 2), "samples_per_s": round(samples_per_s, 1)}
     finished = is_finished([*run.log, row], cfg.epochs, cfg.patience)
     run.save_epoch(row, [texts[index] for index in run.sample_rows.index], finished)
 

@@ -2,8 +2,10 @@
 
 Missing weights are an error with one line: no "pretrained" encoder is ever randomly initialised.
 """
+import contextlib
 import hashlib
 import logging
+import math
 import pickle
 import string
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import requests
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
@@ -90,7 +93,7 @@ def load_image_encoder(clip_model, clip_pretrained):
     weights, preprocess = find_clip_weights(clip_model, clip_pretrained)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
     try:
-        with torch.device("meta"):  # shapes only: random weights would cost time and memory
+        with refuse_config(clip_model), torch.device("meta"):  # shapes only: random weights would cost time and memory
             visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess,
                                             device="meta").visual.eval()
         # strict: a missing weight or another shape is an error; assign: no copy
@@ -100,9 +103,14 @@ def load_image_encoder(clip_model, clip_pretrained):
         raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
     if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
         raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
-    preprocess_cfg, block = PreprocessCfg(**visual.preprocess_cfg), visual.transformer.resblocks[0]
-    *resize, _, normalize = image_transform_v2(preprocess_cfg, is_train=False).transforms
-    mean, std = tuple(normalize.mean), tuple(normalize.std)
+    block = visual.transformer.resblocks[0]
+    with refuse_config(clip_model):
+        preprocess_cfg = PreprocessCfg(**visual.preprocess_cfg)
+        *resize, _, normalize = image_transform_v2(preprocess_cfg, is_train=False).transforms
+        mean, std = tuple(normalize.mean), tuple(normalize.std)
+        transforms.Compose(resize)(Image.new("RGB", (9, 7)))  # some values fail only now
+        if not (len(mean) == len(std) == 3 and all(math.isfinite(value) for value in mean + std) and min(map(abs, std)) > 0):
+            raise ValueError(f"mean {mean} and std {std} are not three numbers each, or std is 0")
     transform = {"size": list(visual.image_size), **{name: getattr(preprocess_cfg, name) for name in TRANSFORM_SETTINGS}}
     config = {"heads": block.attn.num_heads, "quick_gelu": isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU),
               "approximate": getattr(block.mlp.gelu, "approximate", "none"),
@@ -110,6 +118,17 @@ def load_image_encoder(clip_model, clip_pretrained):
               "pool_type": visual.pool_type, "final_ln_after_pool": visual.final_ln_after_pool}
     return ImageEncoder(visual, transforms.Compose(resize), mean, std, transform,
                         fingerprint(visual, config, transform, mean, std))
+
+
+@contextlib.contextmanager
+def refuse_config(clip_model):
+    """Whatever error the values of a damaged open_clip_config.json cause becomes one line."""
+    try:
+        yield
+    except Exception as error:  # open_clip raises AssertionError, ZeroDivisionError and more
+        config = f"{clip_model.removeprefix('local-dir:')}/open_clip_config.json" if "local-dir:" in clip_model else clip_model
+        raise ValueError(f"--clip-model {clip_model} cannot be built from the values in {config} ({type(error).__name__}: "
+                         f"{error!s:.200})") from error
 
 
 def find_clip_weights(clip_model, clip_pretrained):

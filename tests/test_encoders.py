@@ -110,6 +110,21 @@ def test_a_local_folder_without_config_or_weights_is_an_error(encoder_flags, tmp
         load_image_encoder(f"local-dir:{tmp_path}", "")
 
 
+@pytest.mark.parametrize("part, name, value", [
+    ("vision_cfg", "layers", "x"), ("vision_cfg", "width", -1), ("vision_cfg", "head_width", 0), ("vision_cfg", "new", 1),
+    ("vision_cfg", "patch_size", {}), ("preprocess_cfg", "std", [0, 0, 0]), ("preprocess_cfg", "mean", "x"),
+    ("preprocess_cfg", "mean", [0.5]), ("preprocess_cfg", "interpolation", 7), ("preprocess_cfg", "resize_mode", "x")])
+def test_a_wrong_value_in_the_config_of_clip_is_one_line(part, name, value, encoder_flags, tmp_path):
+    """They were an AssertionError, a ZeroDivisionError, or features of NaN."""
+    folder = shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), tmp_path / "clip")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    (config["model_cfg"] if part == "vision_cfg" else config)[part][name] = value
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    message = f"--clip-model local-dir:{folder} cannot be built from the values in {folder}/open_clip_config.json"
+    with pytest.raises(ValueError, match=message):
+        load_image_encoder(f"local-dir:{folder}", "")
+
+
 def test_a_fifo_in_the_folder_of_an_encoder_is_an_error(encoder_flags, gpt2_folder, tmp_path):
     clip = shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), tmp_path / "clip")
     for folder, name in ((clip, "open_clip_model.safetensors"), (gpt2_folder, "config.json")):

@@ -1,5 +1,6 @@
 """The training loop: what it minimises, what it writes, and when it stops."""
 import csv
+import itertools
 import math
 
 import pytest
@@ -130,6 +131,16 @@ def test_training_learns_and_the_best_epoch_is_saved_with_its_scores(run_config,
              zip(val_set.rows["question_id"], answer_dataset(model, val_set, CPU), strict=True)}
     for row in tiny.read_csv(tmp_path / "run/samples.csv"):
         assert row[f"epoch {checkpoint['epoch']}"] == texts[row["question_id"]]
+
+
+@pytest.mark.parametrize("seconds", [-3600, 0], ids=["set back", "stands still"])
+def test_a_clock_that_is_set_during_a_run_changes_no_duration(seconds, run_config, tmp_path, monkeypatch):
+    """The log held negative durations, or the run ended in a ZeroDivisionError."""
+    clock = itertools.count(1_000_000, seconds)
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    train.main(run_config(epochs=1))
+    for row in tiny.read_csv(tmp_path / "run/train_log.csv"):
+        assert float(row["seconds"]) >= 0 and (float(row["samples_per_s"]) > 0) == (row["epoch"] == "1")
 
 
 def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, tmp_path, monkeypatch):
