@@ -16,7 +16,7 @@ from common import settings  # first: before torch
 import torch
 from tqdm import tqdm
 
-from common import distributed
+from common import distributed, terminal
 from common.device import Precision, explain_out_of_memory
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
@@ -99,6 +99,7 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     earlier stage was trained on. Returns the log: one dict per epoch, epoch 0 is before training. Same seed, same machine:
     same weights and losses, resumed or not (on CPU).
     """
+    terminal.outlive_readers()
     run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
     parallel_model = distributed.data_parallel(model)
     # start from last.pt, or measure the untrained model: a broken evaluation fails before the first step

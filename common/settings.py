@@ -60,7 +60,8 @@ def explain(error, config_class):
     if isinstance(error, MemoryError) or not isinstance(error, ValueError) and NO_MEMORY.search(text):
         fields = {field.name for field in dataclasses.fields(config_class)}
         flags = [f"--{name.replace('_', '-')}" for name in ("batch_size", "workers", "hidden_size") if name in fields]
-        return f"error: out of memory or threads ({text:.200}): try a smaller {' or '.join(flags)}", 2
+        remedy = f"try a smaller {' or '.join(flags)}" if flags else "close other programs"
+        return f"error: out of memory or threads ({(text or type(error).__name__):.200}): {remedy}", 2
     if isinstance(error, ValueError | OSError):
         return f"error: {text}", 2
     if "gloo/transport" in text:  # a broken connection

@@ -14,6 +14,8 @@ class Stream:
     Only a pipe whose reader has ended, as in `python test.py | head -1`, ends the process, without a message.
     """
 
+    ends_with_reader = True
+
     def __init__(self, stream):
         self.stream = stream
         stream.reconfigure(errors="backslashreplace")  # for letters that the terminal's encoding lacks
@@ -30,7 +32,7 @@ class Stream:
         except OSError as error:
             with open(os.devnull, "wb") as nowhere:  # also for what is still in a buffer
                 os.dup2(nowhere.fileno(), self.stream.fileno())
-            if isinstance(error, BrokenPipeError):
+            if isinstance(error, BrokenPipeError) and self.ends_with_reader:
                 sys.exit(BROKEN_PIPE)
             if self is sys.stdout:
                 print(f"standard output cannot be written ({error.strerror}): the run goes on without it", file=sys.stderr)
@@ -51,6 +53,11 @@ def protect_streams():
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is getattr(sys, f"__{name}__"):
             setattr(sys, name, Stream(getattr(sys, name)))
+
+
+def outlive_readers():
+    """From now on no broken pipe ends the process: hours of training are worth more than `tee`."""
+    Stream.ends_with_reader = False
 
 
 def end_imports_at_once(number, frame):

@@ -40,6 +40,15 @@ def test_a_training_goes_on_if_its_output_cannot_be_written(train_flags, tmp_pat
     assert result.returncode == 0 and len(tiny.read_log(tmp_path / "run")) == 2
 
 
+def test_a_training_goes_on_if_the_reader_of_its_output_ends(train_flags, tmp_path):
+    """As in `nohup python train.py | tee log`, when the terminal is closed."""
+    flags = " ".join(f"'{flag}'" for flag in train_flags)
+    command = f"set -o pipefail; python {ROOT}/train.py {flags} --output-dir run | grep -m 1 'epoch 0'"
+    result = shell(command, tmp_path)
+    assert result.returncode == 0 and len(tiny.read_log(tmp_path / "run")) == 2
+    assert "standard output cannot be written (Broken pipe): the run goes on without it" in result.stderr
+
+
 @pytest.mark.parametrize("environment", [
     {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["ascii", "C locale"])
 def test_a_terminal_that_lacks_letters_shows_their_numbers(environment, vqa_dir, tmp_path):
