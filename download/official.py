@@ -44,6 +44,9 @@ def find_official(vqa_dir, subset, kind, base_url):
     except ValueError as error:
         raise ValueError(f"--vqa-dir {folder} holds no {name}, {name}.gz or {zip_name}, and downloading {url} failed "
                          f"({error}): run again, put one of the files there, or name a mirror with --base-url") from error
+    except OSError as error:  # a full disk: writing names no file
+        error.filename = error.filename or str(folder / zip_name)
+        raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted while downloading {zip_name}: run again to continue") from None
     return folder / zip_name, name
