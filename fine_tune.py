@@ -3,6 +3,7 @@
 Reads stage 1's checkpoint, which fixes encoders, vocabulary and model_config. Writes the same files as train.py into
 its own `output_dir`. The blocks below the freeze boundary stay constant: training starts from their stored outputs.
 """
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,17 +69,22 @@ def load_stage_one(path):
 
 
 def read_stage_one_log(checkpoint, folder):
-    """[(stage, log)] of stage 1 for the curves, [] without a log. Prints a note if stage 1 was interrupted."""
+    """[(stage, log)] of stage 1 for the curves: the rows that hold numbers, [] if there are none.
+
+    Prints a note if the log cannot be read, or if stage 1 was interrupted.
+    """
     path = folder / "train_log.csv"
     if not path.is_file():
         return []
     try:
-        log = pd.read_csv(path).to_dict("records")
+        table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce").replace([math.inf, -math.inf], math.nan)
+        log = table.dropna(subset=["epoch", "train_loss", "val_loss"]).to_dict("records")
         finished = is_finished(log, checkpoint["settings"]["epochs"], checkpoint["settings"]["patience"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!s:.100}): delete it, it is only drawn beside stage 2's curves") from error
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        print(f"note: {path} cannot be read ({error!s:.100}): the curves show stage 2 alone")
+        return []
     if not finished:
-        print(f"note: stage 1 was interrupted after epoch {log[-1]['epoch']}; the same train.py command with --resume "
+        print(f"note: stage 1 was interrupted after epoch {log[-1]['epoch']:g}; the same train.py command with --resume "
               f"finishes it (its settings are in {folder / 'config.json'})")
     return [(checkpoint["stage"], log)]
 
@@ -91,17 +97,18 @@ def main(cfg):
     stage_one = load_stage_one(cfg.checkpoint)
     earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
-    with lock_output_folder(cfg.output_dir):
+    with lock_output_folder(cfg):
         rows = read_rows(cfg.data_dir)
         torch.manual_seed(cfg.seed)
         model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
         answer_sampling = stage_one.checkpoint["settings"]["answer_sampling"]
         datasets = train.prepare(model, encoders, vocab, rows, cfg, precision, answer_sampling)
-        trained_on, unseen = stage_one.checkpoint["trained_on"], rows[rows["split"] != "train"]
-        counts = count_trained(unseen, datasets["train"].store.image_digests, trained_on)
+        unseen = rows[rows["split"] != "train"]
+        counts = count_trained(unseen, datasets["train"].store.image_digests, stage_one.checkpoint["trained_on"])
         refuse_trained(counts, "validation and test", cfg.checkpoint, cfg.allow_trained_images)
         learning_rates = {"head": cfg.learning_rate, "clip": cfg.clip_learning_rate, "gpt2": cfg.gpt2_learning_rate}
-        train.fit("fine tuning", model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
+        train.fit("fine tuning", model, encoders, datasets, learning_rates, cfg, precision, earlier_stages,
+                  stage_one.checkpoint)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from common import distributed
 from common.device import Precision, explain_out_of_memory
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
-from features.encoders import load_encoders
+from features.encoders import fingerprint, load_encoders
 from features.overlap import trained_hashes
 from model import ModelConfig, VQAModel
 from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
@@ -66,7 +66,9 @@ class LoopConfig:
     seed: int = 42
     """of weights, order and dropout"""
     resume: bool = False
-    """continue the interrupted run in output_dir"""
+    """continue the run in output_dir, also with more epochs"""
+    overwrite: bool = False
+    """replace the run in output_dir by a new one"""
 
 
 @dataclass
@@ -91,19 +93,21 @@ NUM_SAMPLES = 8  # in samples.csv
 LONGEST_DEFAULT = 64  # answer_max_len that is chosen for long training answers
 
 
-def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), trained_on=None):
+def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), stage_one=None):
     """Train until the last epoch, or until `patience` epochs brought no lower validation loss.
 
     `datasets`: {"train": VQADataset, "val": VQADataset}. `learning_rates`: {"head": max_lr, ...}, one for each group of
-    `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. `trained_on`: what the
-    earlier stage was trained on. Returns the log: one dict per epoch, epoch 0 is before training. Same seed, same machine:
-    same weights and losses, resumed or not (on CPU).
+    `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. `stage_one`: the
+    checkpoint that the training starts from. Returns the log: one dict per epoch, epoch 0 is before training. Same seed,
+    same machine: same weights and losses, resumed or not (on CPU).
     """
-    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
+    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, stage_one)
     parallel_model = distributed.data_parallel(model)
     # start from last.pt, or measure the untrained model: a broken evaluation fails before the first step
     if cfg.resume:
         run.resume()
+        if is_finished(run.log, cfg.epochs, cfg.patience):
+            print("this run has ended: with more --epochs or a larger --patience it goes on")
     else:
         evaluate_epoch(0, time.time(), 0, 0.0, datasets, run, cfg, precision)
     while not is_finished(run.log, cfg.epochs, cfg.patience):
@@ -114,21 +118,22 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
             samples_per_s = len(datasets["train"]) / (time.time() - started)
             evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cfg, precision)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; the epochs before it are saved: the same "
-                                    "command with --resume continues") from None
+            raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; {run.how_to_continue()}") from None
     best = min(run.log, key=lambda row: row["val_loss"])
     print(f"best epoch {best['epoch']} of {run.log[-1]['epoch']}: validation loss {best['val_loss']:.4f}, "
           f"checkpoint {run.folder / 'vqa_checkpoint.pt'}")
     return run.log
 
 
-def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on):
+def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, stage_one):
     """The Run of a training, with a fresh optimizer, and the checkpoint entries that stay the same."""
     train_set, val_set = datasets["train"], datasets["val"]
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
               "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
                        "images": train_set.store.pixels_key},
-              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests, trained_on)}
+              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests,
+                                           stage_one["trained_on"] if stage_one else None),
+              "stage_one": fingerprint(stage_one["weights"]) if stage_one else None}
     # the same few validation questions are answered after every epoch: one can watch the model learn
     samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
     return Run(cfg.output_dir, model, make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler(), header,
@@ -198,7 +203,7 @@ def generator(seed, epoch):
 
 def require_progress(loss, where, run):
     """Raise ValueError, with the place and the last good checkpoint, if the loss is not finite or every fp16 step overflows."""
-    last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}"
+    last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}" if run.saved else "no checkpoint is saved yet"
     if not math.isfinite(loss):
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         rates = ", ".join(f"learning_rate_{name} {rate:.3g}" for name, rate in rates.items())
@@ -211,6 +216,8 @@ def require_progress(loss, where, run):
 
 def check_loop_settings(cfg):
     """Raise ValueError if a setting that both stages share is out of range."""
+    if cfg.resume and cfg.overwrite:
+        raise ValueError("--resume continues the run in --output-dir and --overwrite replaces it: give one of them")
     settings.check_ranges(
         cfg, epochs=settings.COUNT, batch_size=settings.COUNT, patience=settings.COUNT, workers=settings.WORKERS,
         seed=settings.SEED, learning_rate=settings.POSITIVE, max_grad_norm=settings.POSITIVE, weight_decay=(0, 10),
@@ -228,7 +235,7 @@ def main(cfg):
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
-    with lock_output_folder(cfg.output_dir):
+    with lock_output_folder(cfg):
         rows = read_rows(cfg.data_dir)
         answers = training_answers(rows_of_split(rows, "train"), cfg.answer_sampling)
         vocab = Vocab.build(answers, cfg.min_word_freq, whole_answers=cfg.decoder == "classifier")

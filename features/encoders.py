@@ -108,7 +108,7 @@ def load_image_encoder(clip_model, clip_pretrained):
               "epsilon": [module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)],
               "pool_type": visual.pool_type, "final_ln_after_pool": visual.final_ln_after_pool}
     return ImageEncoder(visual, transforms.Compose(resize), mean, std, transform,
-                        fingerprint(visual, config, transform, mean, std))
+                        fingerprint(visual.state_dict(), config, transform, mean, std))
 
 
 def find_clip_weights(clip_model, clip_pretrained):
@@ -216,12 +216,12 @@ def load_question_encoder(gpt2_model):
         raise ValueError(f"--gpt2-model {gpt2_model}: its tokenizer has no end-of-text token")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     config = {name: getattr(gpt2.config, name) for name in GPT2_SETTINGS}
-    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, config, tokenizer(list(TEXTS))["input_ids"],
+    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2.state_dict(), config, tokenizer(list(TEXTS))["input_ids"],
                                                                tokenizer.eos_token_id, sorted(tokenizer.get_vocab().items())))
 
 
-def fingerprint(module, *values):
-    """32 hex digits that change with the name, shape, dtype or bytes of any weight, and with the values (JSON).
+def fingerprint(weights, *values):
+    """32 hex digits that change with any name, shape, dtype or bytes of `weights` (a dict), and with the values (JSON).
 
     Nothing that a library prints goes in, such as repr(module): it changes from release to release.
     """
@@ -231,5 +231,5 @@ def fingerprint(module, *values):
         return [name, list(tensor.shape), str(tensor.dtype), hashlib.blake2b(data, digest_size=16).hexdigest()]
 
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 350 MB take a fraction of a second
-        tensors = list(pool.map(digest, sorted(module.state_dict().items())))
+        tensors = list(pool.map(digest, sorted(weights.items())))
     return hash_of([tensors, values])

@@ -19,7 +19,9 @@ from evaluation.generation import answer_image
 from features.arrays import open_array
 from features.encoders import ImageEncoder
 from features.pixels import decode_images
+from fine_tune import read_stage_one_log
 from training.checkpoint import load_model, read_checkpoint, save_checkpoint
+from training.curves import draw_curves
 from vocab import SPECIALS, Vocab
 
 RED_ABOVE_BLUE = np.concatenate([np.full((20, 40, 3), (220, 30, 30), np.uint8), np.full((20, 40, 3), (30, 30, 220), np.uint8)])
@@ -164,14 +166,43 @@ def test_entries_that_an_older_checkpoint_lacks_get_their_defaults(stage_one, tm
     assert load_model(tmp_path / "older.pt").model.config.image_pooling == "pooled"
 
 
-@pytest.mark.parametrize("damage", [lambda text: text.replace(",", ";"), lambda text: "", lambda text: text.split("\n")[0]],
-                         ids=["saved with semicolons", "empty", "header only"])
-def test_a_damaged_log_of_stage_one_is_one_line(damage, stage_one, data_dir, tmp_path):
+SPREADSHEETS = {  # name: (what a spreadsheet or an accident makes of stage 1's log, rows that can still be drawn)
+    "semicolons": (lambda text: text.replace(",", ";"), 0),
+    "decimal commas": (lambda text: text.replace(",", ";").replace(".", ","), 0),
+    "empty": (lambda text: "", 0),
+    "header only": (lambda text: text.split("\n")[0], 0),
+    "a workbook": (lambda text: "PK\3\4" + text[::-1], 0),
+    "no loss": (lambda text: text.replace("train_loss", "Spalte 2"), 0),
+    "a column of words": (lambda text: text.replace("epoch", "a").replace("val_bleu", "epoch"), 2),
+    "a date": (lambda text: text.replace("\n1,", "\n01.01.1970,"), 1),
+    "infinite": (lambda text: text.replace("\n0,", "\ninf,"), 1),
+    "blank rows": (lambda text: text.replace("\n", "\n" + "," * text.split("\n")[0].count(",") + "\n"), 2),
+    "words as rates": (lambda text: text.replace("0.0,0,", "zero,none,"), 2),
+}
+
+
+@pytest.mark.parametrize("name", SPREADSHEETS)
+def test_stage_two_draws_what_can_be_read_of_the_log_of_stage_one(name, stage_one, tmp_path, capsys):
+    """It was an error, although stage 2 needs no log."""
+    damage, rows = SPREADSHEETS[name]
+    checkpoint = read_checkpoint(stage_one / "vqa_checkpoint.pt")
+    (tmp_path / "train_log.csv").write_text(damage((stage_one / "train_log.csv").read_text()))
+    stages = read_stage_one_log(checkpoint, tmp_path)
+    assert [len(log) for _, log in stages] == [rows] * (rows > 0)
+    assert ("train_log.csv cannot be read" in capsys.readouterr().out) == (rows == 0)
+    own = [{"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "learning_rate_head": 0.1} for epoch in range(2)]
+    draw_curves([*stages, ("fine tuning", own)], tmp_path / "loss_plot.png")
+
+
+def test_stage_two_needs_only_the_checkpoint_of_stage_one(stage_one, data_dir, session_cache, tmp_path):
     shutil.copytree(stage_one, tmp_path / "run")
-    (tmp_path / "run/train_log.csv").write_text(damage((stage_one / "train_log.csv").read_text()))
-    error = call_script("fine_tune.py", "--checkpoint", "run/vqa_checkpoint.pt", "--data-dir", data_dir, expect=2, cwd=tmp_path)
-    assert "run/train_log.csv is damaged" in error and "delete it" in error
-    assert not (tmp_path / "output").exists()
+    for name in ("last.pt", "train_log.csv", "config.json"):
+        (tmp_path / "run" / name).write_bytes(b"damaged")
+    flags = ["--data-dir", data_dir, "--cache-dir", session_cache, "--epochs", 1, "--clip-layers", 0, "--gpt2-layers", 1]
+    output = call_script("fine_tune.py", "--checkpoint", "run/vqa_checkpoint.pt", *flags, cwd=tmp_path)
+    assert output.count("note: run/train_log.csv cannot be read") == 1 and "best epoch" in output
+    assert "run/last.pt is not a checkpoint of this program, or is damaged" in call_script(
+        "fine_tune.py", "--checkpoint", "run/last.pt", *flags, expect=2, cwd=tmp_path)
 
 
 def test_stored_arrays_are_never_unpickled(tmp_path):

@@ -45,12 +45,8 @@ def save_checkpoint(path, content):
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror or error}); the file that was there before is intact: make "
-                      "room and run the same command with --resume") from error
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path, keys=KEYS):
