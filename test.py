@@ -192,7 +192,9 @@ def answer_one(cfg):
     target = Path(cfg.results_dir) / f"{file_name(Path(cfg.image).stem)}_answer.png"
     report_missing_characters(drawn_texts([row]))
     draw_prediction(row, target)
-    print(f"question: {cfg.question}\nanswer: {answer.text}\nconfidence: {answer.confidence:.2f}\nimage: {target}")
+    for name, value in (("question", cfg.question), ("answer", answer.text), ("confidence", f"{answer.confidence:.2f}"),
+                        ("image", target)):
+        print(settings.printable(f"{name}: {value}"))
 
 
 def score_baselines(cfg):

@@ -1,6 +1,7 @@
 """The command line of every script: a settings dataclass becomes flags, an expected error becomes one line."""
 import dataclasses
 import os
+import re
 import signal
 import sys
 
@@ -8,6 +9,9 @@ import sys
 COUNT, WORKERS = (1, 1_000_000), (0, 256)
 POSITIVE = (1e-12, 1e6)
 SEED = (0, 2 ** 31 - 1)  # numpy, torch and random all accept it
+# control characters, line ends, marks that turn the direction of writing, and bytes that are no UTF-8
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+PASSWORD = re.compile(r"(?<=://)\S*@|[\w.%+-]+:(?!//)\S*@")  # user:password@, with or without http:// before it
 
 
 def run(main, config_class):
@@ -29,7 +33,7 @@ def run(main, config_class):
     except (ValueError, OSError) as error:
         if os.environ.get("VQA_DEBUG"):
             raise
-        print(f"{f'process {rank}: ' * (rank > 0)}error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{f'process {rank}: ' * (rank > 0)}error: {printable(str(error).strip())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if os.environ.get("VQA_DEBUG") or "gloo/transport" not in str(error):  # a broken connection
@@ -47,9 +51,15 @@ def print_settings(cfg):
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         mark = " " if value == field.default else "*"
-        text = f"  {mark} {field.name} = {value}"
-        print(text.encode("utf-8", "backslashreplace").decode())  # a flag may hold bytes that are no UTF-8
+        print(printable(f"  {mark} {field.name} = {value}"))
     sys.stdout.flush()
+
+
+def printable(text):
+    """`text` as one line for a terminal: what could control it is escaped, and passwords in addresses are hidden."""
+    text = PASSWORD.sub("***@", UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def check_ranges(cfg, **ranges):

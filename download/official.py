@@ -9,6 +9,7 @@ from pathlib import Path
 import pooch
 from tqdm import tqdm
 
+from common.settings import printable
 from download.http import download_body, open_session
 
 JSON_NAMES = {"questions": "v2_OpenEnded_mscoco_{}_questions.json", "annotations": "v2_mscoco_{}_annotations.json"}
@@ -37,7 +38,7 @@ def find_official(vqa_dir, subset, kind, base_url):
         if (folder / found).is_file():
             return folder / found, name
     url = f"{base_url.rstrip('/')}/{zip_name}"
-    print(f"downloading {url}", flush=True)
+    print(printable(f"downloading {url}"), flush=True)
     pooch.get_logger().setLevel("ERROR")
     try:
         pooch.retrieve(url, SHA256[zip_name], zip_name, folder, downloader=download_zip)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.settings import printable
 from evaluation.bootstrap import difference_over_seeds, interval_name
 from evaluation.metrics import SCORE_COLUMNS
 
@@ -22,7 +23,7 @@ def print_comparison(paths_a, paths_b):
     print(f"\n{len(groups)} questions on {groups.nunique()} images, {number} result{'s' * (number > 1)} on each side, "
           f"B - A [{interval}]; above zero B is better")
     for side, paths in (("A", paths_a), ("B", paths_b)):
-        print(f"  {side} = {', '.join(map(str, paths))}")
+        print(printable(f"  {side} = {', '.join(map(str, paths))}"))
     for name in COMPARED:
         a, b = (np.array([table[f"{name}_{side}"] for table in tables]) for side in "ab")  # (pairs, questions)
         difference, low, high = difference_over_seeds(b, a, groups)
@@ -41,8 +42,8 @@ def print_changed_rows(table):
     for title, rows in (("most improved", changed[::-1]), ("most worsened", changed)):
         print(f"\n{title}")
         for row in rows[:CHANGED_ROWS].itertuples():
-            print(f"  {row.change:+6.1f}  {row.question_a}  label: {row.answer_a}  A: {row.prediction_a}  "
-                  f"B: {row.prediction_b}")
+            print(printable(f"  {row.change:+6.1f}  {row.question_a}  label: {row.answer_a}  A: {row.prediction_a}  "
+                            f"B: {row.prediction_b}"))
 
 
 def join_all(paths_a, paths_b):

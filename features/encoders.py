@@ -15,6 +15,7 @@ import requests
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torchvision import transforms
@@ -82,7 +83,7 @@ def load_encoders(clip_model, clip_pretrained, gpt2_model):
 def load_image_encoder(clip_model, clip_pretrained):
     """CLIP's image tower by open_clip's name and tag (or weights file), or by `local-dir:FOLDER`.
 
-    The text tower is not built. Raises ValueError or FileNotFoundError if weights are missing or do not fit.
+    The text tower is not loaded. Raises ValueError or FileNotFoundError if weights are missing or do not fit.
     """
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -90,8 +91,9 @@ def load_image_encoder(clip_model, clip_pretrained):
     logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
     try:
         with torch.device("meta"):  # shapes only: random weights would cost time and memory
-            visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess,
-                                            device="meta").visual.eval()
+            # text_cfg: the smallest text tower, as it is not used; that of a folder could load any model of transformers
+            visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess, device="meta",
+                                            text_cfg={"layers": 1}).visual.eval()
         # strict: a missing weight or another shape is an error; assign: no copy
         visual.load_state_dict(read_visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
@@ -170,7 +172,9 @@ def from_cache_or_hub(load, model, local_flag):
     try:
         if constants.HF_HUB_OFFLINE:
             raise FileNotFoundError("HF_HUB_OFFLINE is set")
-        requests.head(constants.ENDPOINT, timeout=5)
+        if requests.head(constants.ENDPOINT, timeout=5).status_code >= 500:
+            raise FileNotFoundError("the hub is down")
+        hub_logging.set_verbosity_error()  # it prints HF_ENDPOINT, with a password that it may hold, at every retry
         return load(local_files_only=False)
     except (*NOT_FOUND, HfHubHTTPError) as error:
         raise FileNotFoundError(
@@ -190,10 +194,12 @@ def load_question_encoder(gpt2_model):
     transformers_logging.disable_progress_bar()
 
     def load(local_files_only):
-        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
+        # False: code that comes with a model never runs, and nobody is asked whether it may
+        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only, trust_remote_code=False)
         # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
         gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
-                                                 attn_implementation="sdpa", output_loading_info=True)
+                                                 attn_implementation="sdpa", output_loading_info=True,
+                                                 trust_remote_code=False)
         return tokenizer, gpt2, report
 
     if Path(gpt2_model).is_dir():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from common import distributed
 from common.files import write_json
 from common.images import UNREADABLE, keep_memory, open_image
+from common.settings import printable
 from features.arrays import hash_of, new_array, open_array, still_writing
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
@@ -159,4 +160,4 @@ def require_few_unreadable(unreadable, total):
 
 
 def first_reasons(unreadable):
-    return "; ".join(f"{path} ({reason})" for path, reason in sorted(unreadable.items())[:5])
+    return "; ".join(printable(f"{path} ({reason})") for path, reason in sorted(unreadable.items())[:5])

@@ -123,6 +123,18 @@ def test_an_unreadable_image_is_named_with_the_reason(name, encoders, make_model
         ask(tmp_path / "a.png", encoders, make_model())
 
 
+def test_control_characters_of_names_and_cells_are_escaped(encoders, train_flags, tmp_path, capsys):
+    """An escape sequence in a file's name could rewrite the terminal, and a line end could add lines to a log."""
+    name = "a\x1b[2J\nerror: \u202e\x9b.png"
+    for path in [name, *map(str, range(200))]:
+        Image.new("RGB", (8, 8)).save(tmp_path / path, "PNG") if path != name else (tmp_path / path).touch()
+    assert decode_images(tmp_path, [name, *map(str, range(200))], encoders.image, tmp_path / "cache", 1).unreadable
+    assert r"a\x1b[2J\nerror: \u202e\x9b.png (" in capsys.readouterr().out
+    (tmp_path / "own.csv").write_text('image_path,question,answer,split\na.png,q,a,"x\x1b[2J\ny"\n')
+    for flags in (["--data-dir", "own.csv"], ["--data-dir", "x\x1b[2J\ny.csv"]):
+        assert r"x\x1b[2J\ny" in call_script("train.py", *train_flags, *flags, expect=2, cwd=tmp_path)
+
+
 # ---- settings
 
 @pytest.mark.parametrize("command", [
