@@ -26,6 +26,12 @@ from training.run_state import is_finished, lock_output_folder
 class Config(train.LoopConfig):
     checkpoint: str = "output/feature_extraction/vqa_checkpoint.pt"
     """stage 1's best checkpoint"""
+    clip_model: str | None = None
+    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
+    clip_pretrained: str | None = None
+    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
+    gpt2_model: str | None = None
+    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     output_dir: str = "output/fine_tuning"
     """where checkpoints, log and curves go"""
     clip_layers: int = 4
@@ -55,14 +61,13 @@ def check_settings(cfg):
         raise ValueError(f"--output-dir {cfg.output_dir} is stage 1's own folder: choose another one")
 
 
-def load_stage_one(path):
+def load_stage_one(cfg):
     """Stage 1's TrainedModel; prints what is taken from it. Raises ValueError for a fine-tuned checkpoint."""
-    stage_one = load_model(path)
+    path, stage_one = cfg.checkpoint, load_model(cfg.checkpoint, cfg)
     checkpoint = stage_one.checkpoint
     if any(checkpoint["trainable_blocks"].values()):
         raise ValueError(f"{path} is a fine-tuned checkpoint; stage 2 starts from stage 1's, such as {Config.checkpoint}")
-    taken = {**checkpoint["encoders"], **checkpoint["model_config"], "vocabulary": f"{len(checkpoint['vocab'])} words"}
-    del taken["fingerprints"]
+    taken = {**stage_one.encoders.names, **checkpoint["model_config"], "vocabulary": f"{len(checkpoint['vocab'])} words"}
     print(f"from {path} (epoch {checkpoint['epoch']}, validation loss {checkpoint['val_loss']:.4f}): "
           + ", ".join(f"{name} {value}" for name, value in taken.items()))
     return stage_one
@@ -94,7 +99,7 @@ def main(cfg):
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
-    stage_one = load_stage_one(cfg.checkpoint)
+    stage_one = load_stage_one(cfg)
     earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
     with lock_output_folder(cfg):

@@ -34,6 +34,12 @@ from training.checkpoint import load_model, read_checkpoint
 class Config:
     checkpoint: str = "output/fine_tuning/vqa_checkpoint.pt"
     """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's"""
+    clip_model: str | None = None
+    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
+    clip_pretrained: str | None = None
+    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
+    gpt2_model: str | None = None
+    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
     split: Literal["train", "val", "test"] = "test"
@@ -101,7 +107,7 @@ def check_settings(cfg):
 
 def answer_split(cfg):
     """Answer and score one split; write and print everything."""
-    trained, rows = load_model(cfg.checkpoint), read_rows(cfg.data_dir)
+    trained, rows = load_model(cfg.checkpoint, cfg), read_rows(cfg.data_dir)
     datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
     dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
     tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
@@ -150,7 +156,7 @@ def question_only_floor(trained, rows, cfg):
         return {}
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
-    blind = load_model(path)
+    blind = load_model(path, cfg)
     dataset = load_datasets(blind, rows, cfg, (cfg.split,))[cfg.split]
     return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
 
@@ -172,7 +178,7 @@ def oracle_ceiling(question_ids, path):
 
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
-    trained = load_model(cfg.checkpoint)
+    trained = load_model(cfg.checkpoint, cfg)
     if not Path(cfg.data_csv).exists():
         raise FileNotFoundError(f"--data-csv {cfg.data_csv}: no such file")
     cfg = dataclasses.replace(cfg, data_dir=cfg.data_csv)
@@ -185,7 +191,7 @@ def answer_csv(cfg):
 
 def answer_one(cfg):
     """Answer one question about one image; print the answer and draw it under the image."""
-    precision, trained = Precision(cfg.device), load_model(cfg.checkpoint)
+    precision, trained = Precision(cfg.device), load_model(cfg.checkpoint, cfg)
     trained.model.to(precision.device)
     answer = answer_image(trained, cfg.image, cfg.question, precision, cfg.beam_size)
     row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())

@@ -246,3 +246,30 @@ def test_stage_two_says_if_stage_one_was_interrupted(trained, data_dir, tmp_path
     output = call_script("fine_tune.py", "--checkpoint", tmp_path / "one/vqa_checkpoint.pt", "--data-dir", data_dir,
                          "--epochs", 1, "--clip-layers", 0, "--gpt2-layers", 1, "--output-dir", tmp_path / "out", cwd=folder)
     assert "stage 1 was interrupted after epoch 1; the same train.py command with --resume finishes it" in output
+
+
+def test_a_checkpoint_moves_and_its_encoders_are_found_or_named(train_flags, encoder_flags, data_dir, tmp_path):
+    """Its relative folders were looked for in the working folder alone, and the message named flags that test.py lacked."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), first / "own/clip")
+    shutil.copytree(encoder_flags[3], first / "own/gpt2")
+    train = ["train.py", *train_flags, "--clip-model", "local-dir:own/clip", "--gpt2-model", "own/gpt2"]
+    call_script(*train, "--output-dir", second, cwd=first)
+    call_script(*train, "--inputs", "question", "--output-dir", second / "blind", cwd=first)
+    checkpoint = ["--checkpoint", second / "vqa_checkpoint.pt"]
+    ask = ["test.py", *checkpoint, "--image", data_dir / "images/0000.png", "--question", "What?"]
+    assert "name the folder with --clip-model local-dir:FOLDER" in call_script(*ask, expect=2, cwd=tmp_path)
+    shutil.move(first / "own/clip", second / "own/clip")  # beside the checkpoint
+    assert "or pass a local folder (--gpt2-model FOLDER)" in call_script(*ask, expect=2, cwd=tmp_path)
+    moved = ["--gpt2-model", first / "own/gpt2", "--data-dir", data_dir, "--cache-dir", tmp_path / "cache"]
+    assert "answer: " in call_script(*ask, *moved, cwd=tmp_path)
+    tiny.write_encoders(tmp_path / "other", seed=1)
+    other = call_script(*ask, "--gpt2-model", tmp_path / "other/gpt2", expect=2, cwd=tmp_path)
+    assert "trained with own/gpt2 of fingerprint" in other and "name the same weights and settings with --gpt2-model" in other
+    # stage 2 stores what was used; the question-only model is found in the same way
+    moved += ["--clip-model", f"local-dir:{second}/own/clip"]
+    output = call_script("fine_tune.py", *checkpoint, *moved, "--output-dir", "two", "--epochs", 1, cwd=tmp_path)
+    assert f"gpt2_model {first}/own/gpt2" in output
+    call_script("test.py", "--checkpoint", "two/vqa_checkpoint.pt", *moved, "--metrics-json", "m.json",
+                "--question-only-checkpoint", second / "blind/vqa_checkpoint.pt", cwd=tmp_path)
+    assert "question_only" in json.loads((tmp_path / "m.json").read_text())["floors"]
