@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pickle
 import string
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +17,18 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from torchvision import transforms
 
 from features.arrays import hash_of
+from features.weights import find_weights_file, is_torchscript, read_visual_weights, similar_model
 
 # errors of a missing file in the hub's cache, of a damaged one, and of the network
 NOT_FOUND = (OSError, ValueError, SafetensorError)
 # errors that a damaged or foreign weights file raises
-BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
+BROKEN_WEIGHTS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError,
+                  SafetensorError, zipfile.BadZipFile)
 
 # values of the configs that change what an encoder computes and that its weights do not show
 TRANSFORM_SETTINGS = ("interpolation", "resize_mode", "fill_color")
@@ -86,21 +89,17 @@ def load_image_encoder(clip_model, clip_pretrained):
     The text tower is not loaded. Raises ValueError or FileNotFoundError if weights are missing or do not fit.
     """
     import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-    weights, preprocess = find_clip_weights(clip_model, clip_pretrained)
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    visual = build_image_tower(clip_model, clip_pretrained)
+    quick_gelu = isinstance(visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+    weights, preprocess = find_clip_weights(clip_model, clip_pretrained, quick_gelu)
+    visual.preprocess_cfg = merge_preprocess_dict(visual.preprocess_cfg, preprocess)
     try:
-        with torch.device("meta"):  # shapes only: random weights would cost time and memory
-            # text_cfg: the smallest text tower, as it is not used; that of a folder could load any model of transformers
-            visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess, device="meta",
-                                            text_cfg={"layers": 1}).visual.eval()
         # strict: a missing weight or another shape is an error; assign: no copy
         visual.load_state_dict(read_visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
-    if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
-        raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
     preprocess_cfg, block = PreprocessCfg(**visual.preprocess_cfg), visual.transformer.resblocks[0]
     *resize, _, normalize = image_transform_v2(preprocess_cfg, is_train=False).transforms
     mean, std = tuple(normalize.mean), tuple(normalize.std)
@@ -113,51 +112,50 @@ def load_image_encoder(clip_model, clip_pretrained):
                         fingerprint(visual.state_dict(), config, transform, mean, std))
 
 
-def find_clip_weights(clip_model, clip_pretrained):
-    """The weights file, and the preprocessing settings of its tag ({} for a file or folder)."""
+def build_image_tower(clip_model, clip_pretrained):
+    """open_clip's image tower without weights, in eval mode. Raises an error if there is no such model, or no plain ViT."""
     import open_clip
     if clip_model.startswith("local-dir:"):
         folder = Path(clip_model.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(f"--clip-model {clip_model}: no open_clip_config.json in {folder}")
-        found = [path for suffix in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{suffix}"))]
-        if not found:
-            raise FileNotFoundError(f"--clip-model {clip_model}: no weights file in {folder} (open_clip_model.safetensors)")
-        return found[0], {}
-    config = open_clip.get_model_config(clip_model)
-    if config is None:
-        raise ValueError(f"--clip-model {clip_model} is not a model of open_clip; the default is ViT-B-32-quickgelu, "
-                         "a local folder is local-dir:FOLDER")
-    tag = open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
-    if not tag:
-        if Path(clip_pretrained).is_file():
-            return clip_pretrained, {}
-        raise FileNotFoundError(f"--clip-pretrained {clip_pretrained} is neither a weights file nor a tag of {clip_model}; "
-                                f"tags: {', '.join(open_clip.list_pretrained_tags_by_model(clip_model))}")
-    if tag.get("quick_gelu", False) != config.get("quick_gelu", False):
-        # open_clip only warns, and every feature would be slightly wrong
-        raise ValueError(f"--clip-model {clip_model} and --clip-pretrained {clip_pretrained} differ in their activation "
-                         "(QuickGELU): OpenAI's weights need --clip-model ViT-B-32-quickgelu")
+    elif clip_model not in open_clip.list_models():
+        raise ValueError(f"--clip-model {clip_model} is not a model of open_clip; a similar one is "
+                         f"{similar_model(clip_model, clip_pretrained)}, a local folder is local-dir:FOLDER")
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
+    try:
+        with torch.device("meta"):  # shapes only: random weights would cost time and memory
+            # text_cfg: the smallest text tower, as it is not used; that of a folder could load any model of transformers
+            visual = open_clip.create_model(clip_model, load_weights=False, device="meta", text_cfg={"layers": 1}).visual
+    except BROKEN_WEIGHTS as error:
+        raise ValueError(f"--clip-model {clip_model} cannot be built: {' '.join(str(error).split()):.300}") from error
+    if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
+        raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
+    return visual.eval()
+
+
+def find_clip_weights(clip_model, clip_pretrained, quick_gelu):
+    """The weights file, and the preprocessing settings of its tag ({} for a file or folder).
+
+    `quick_gelu`: whether the model has this activation. Raises ValueError if the weights are known to need it and it has not:
+    open_clip only warns, and every feature would be slightly wrong.
+    """
+    import open_clip
+    is_folder = clip_model.startswith("local-dir:")
+    tag = None if is_folder else open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
+    path = None if tag else find_weights_file(clip_model, clip_pretrained)
+    if not quick_gelu and (is_torchscript(path) if path else tag.get("quick_gelu")):
+        remedy = '"quick_gelu": true in open_clip_config.json' if is_folder else f"--clip-model {clip_model}-quickgelu"
+        raise ValueError(f"--clip-model {clip_model} lacks QuickGELU, the activation of its weights {path or clip_pretrained}: "
+                         f"use {remedy}")
+    if path:
+        return path, {}
     preprocess = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     repository, _, filename = tag.get("hf_hub", "").rpartition("/")
     if not repository:
         return open_clip.download_pretrained(tag), preprocess
     download = partial(hf_hub_download, repository, filename or "open_clip_model.safetensors")
     return from_cache_or_hub(download, f"{clip_model} ({clip_pretrained})", "--clip-model local-dir:FOLDER"), preprocess
-
-
-def read_visual_weights(path):
-    """{name: float32 tensor} of the image tower in a weights file. From a safetensors file nothing else is read."""
-    if str(path).endswith(".safetensors"):
-        with safe_open(path, "pt") as stream:
-            weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
-    else:
-        from open_clip.factory import load_state_dict
-        weights = load_state_dict(str(path), weights_only=True)
-    found = {name.removeprefix("visual."): tensor.float() for name, tensor in weights.items() if name.startswith("visual.")}
-    if not found:
-        raise KeyError("it holds no image tower of open_clip")
-    return found
 
 
 def from_cache_or_hub(load, model, local_flag):

@@ -187,10 +187,14 @@ def test_a_text_tower_of_a_clip_folder_is_not_built(encoder_flags, gpt2_folder, 
 
 @pytest.mark.parametrize("clip_model, clip_pretrained, message", [
     ("ViT-Z-99", "openai", "not a model of open_clip"),
+    ("ViT-B/32", "openai", "a similar one is ViT-B-32-quickgelu,"),
+    ("openai/clip-vit-large-patch14-336", "openai", "a similar one is ViT-L-14-336-quickgelu,"),
+    ("ViT-B_16", "laion2b_s34b_b88k", "a similar one is ViT-B-16,"),
     ("ViT-B-32-quickgelu", "nowhere.pt", "neither a weights file nor a tag"),
-    ("ViT-B-32", "openai", "need --clip-model ViT-B-32-quickgelu")],
-    ids=["unknown model", "unknown weights", "weights of another activation"])
-def test_wrong_names_are_one_clear_line(clip_model, clip_pretrained, message):
+    ("ViT-L-14", "openai", "lacks QuickGELU, the activation of its weights openai: use --clip-model ViT-L-14-quickgelu"),
+    ("RN50", "openai", "not a plain vision transformer"), ("ViT-B-16-SigLIP", "webli", "not a plain vision transformer")])
+def test_wrong_names_are_one_clear_line(clip_model, clip_pretrained, message, monkeypatch):
+    monkeypatch.setattr("features.encoders.from_cache_or_hub", lambda *args: pytest.fail("the weights are loaded"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_image_encoder(clip_model, clip_pretrained)
 
