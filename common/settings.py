@@ -5,6 +5,13 @@ import re
 import signal
 import sys
 
+# OpenMP's threads wait for each other in a loop: this often, and then they give up their core. By itself OpenMP takes 300,000,
+# and on a machine with other programs every step then waits for a thread that has no core (docs/machines.md). OpenMP reads the
+# variable when torch is imported.
+SPIN_COUNT = "3000"
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}:
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
 # ranges of settings that several scripts have
 COUNT, WORKERS = (1, 1_000_000), (0, 256)
 POSITIVE = (1e-12, 1e6)
