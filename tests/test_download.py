@@ -35,7 +35,8 @@ LASTING = {  # a fault at every request for one image: the reason in missing.csv
     "bomb": "unreadable: Image size (400000000 pixels) exceeds limit", "broken": "IncompleteRead({half} ", "reset": "3 tries",
     "no_length": None, "bad_length": None, "bad_headers": None, "redirect": None,
     "huge": "IncompleteRead({size} bytes read", "endless": "more than 33,554,432 bytes came",
-    "hangup": "no answer: Remote end closed connection without response", "nonsense": r"no answer: \x00\x01\x02 this is not HTTP",
+    "hangup": "no answer: Remote end closed connection without response",
+    "nonsense": r"no answer: \x00\x01\x02 this is not HTTP",
     "silent": "timed out", "drip": "bytes came within 1 s", "slow_headers": "no end after 3 s",
     "loop": "no answer: Exceeded 5 redirects", "file": "no answer: No connection adapters were found for 'file:///etc/hostname'"}
 
