@@ -20,7 +20,7 @@ from common.images import UNREADABLE, keep_memory, open_image
 from features.arrays import hash_of, new_array, open_array, still_writing
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
-DECODE_VERSION = 2  # part of the hash: raise it if decoding gives other pixels
+DECODE_VERSION = 3  # part of the hash: raise it if decoding gives other pixels
 IMAGES_PER_TASK = 32  # a worker process gets this many at once
 DIGEST_THREADS = 16  # hashing waits for the disk more than for a core
 
@@ -128,7 +128,8 @@ def build_pixels(target, files, size, workers):
             unreadable |= others
         require_few_unreadable(unreadable, len(files))
         if distributed.get_rank() == 0:
-            write_json(target.with_suffix(".json"), {"unreadable": dict(sorted(unreadable.items()))})
+            unreadable = dict(sorted(unreadable.items()))
+            write_json(target.with_suffix(".json"), {"unreadable": unreadable, "checksum": hash_of(unreadable)})
 
 
 def batches_of(loader):
@@ -145,7 +146,10 @@ def batches_of(loader):
 def read_unreadable(path):
     """{image path: reason} from the file beside the pixel store. Raises ValueError if it is damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["unreadable"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if hash_of(content["unreadable"]) != content["checksum"]:
+            raise ValueError("its checksum differs")
+        return dict(content["unreadable"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error!s:.100}): delete it with the .npy file beside it and run again") from error
 
