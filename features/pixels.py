@@ -2,6 +2,7 @@
 
 The file's name holds a hash of the images' bytes and of the transform, so an outdated file is never read.
 """
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from features.arrays import hash_of, new_array, open_array, still_writing
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
 DECODE_VERSION = 3  # part of the hash: raise it if decoding gives other pixels
+# error numbers that mean that a file will not open the next time either
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 IMAGES_PER_TASK = 32  # a worker process gets this many at once
 DIGEST_THREADS = 16  # hashing waits for the disk more than for a core
 
@@ -68,12 +71,19 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
 
 
 def file_digest(path):
-    """Hash of a file's bytes, or None if it cannot be read."""
+    """Hash of a file's bytes, or None if it cannot be opened. Raises OSError if reading fails for another reason."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise passing_error(path, error) from error
         return None
+
+
+def passing_error(path, error):
+    """The OSError for an image file that cannot be read now, which says nothing about the image."""
+    return OSError(f"{path} cannot be read now ({error.strerror}): check the disk or the network, and run again")
 
 
 def available_cores():
@@ -97,6 +107,8 @@ class ImageFiles(Dataset):
         try:
             self.pixels[row] = decode_image(self.folder / self.paths[row], self.resize)
         except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno:  # of the system; Pillow's own errors have no number
+                raise passing_error(self.folder / self.paths[row], error) from error
             return row, str(error) or type(error).__name__
         return row, None
 
@@ -133,9 +145,11 @@ def build_pixels(target, files, size, workers):
 
 
 def batches_of(loader):
-    """The batches of `loader`. Raises ValueError if one of its worker processes dies."""
+    """The batches of `loader`. Raises ValueError if one of its worker processes dies, OSError if it raises one."""
     try:
         yield from loader
+    except OSError as error:
+        raise OSError(str(error).splitlines()[-1].removeprefix("OSError: ")) from error  # without the worker's traceback
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
