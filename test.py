@@ -2,6 +2,7 @@
 
 Reads a checkpoint and the data folder. Writes vqa_test_results.csv, vqa_test_metrics.json, and into `results_dir` a
 gallery page, sample images with their answers, and two charts. Also:
+    python test.py --test-csv other.csv                                     score all rows of another CSV
     python test.py --image photo.jpg --question "What is on the table?"     one question about one image
     python test.py --data-csv questions.csv                                 your own questions, without answers
     python test.py --compare A.csv B.csv                                    B - A, paired by question
@@ -24,7 +25,7 @@ from evaluation.generation import answer_dataset, answer_image
 from evaluation.report import evaluate, print_table
 from evaluation.results import file_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
-from preprocess import build_datasets, data_folder, read_held_out, read_rows
+from preprocess import build_datasets, data_folder, is_csv, read_held_out, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
 
@@ -36,6 +37,8 @@ class Config:
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
     split: Literal["train", "val", "test"] = "test"
     """the rows to answer"""
+    test_csv: str | None = None
+    """answer and score all rows of this CSV instead; its column split does not count"""
     results_csv: str = "output/vqa_test_results.csv"
     """one row per question"""
     metrics_json: str = "output/vqa_test_metrics.json"
@@ -80,11 +83,14 @@ def check_settings(cfg):
     settings.check_ranges(cfg, beam_size=(1, 256), batch_size=settings.COUNT, seed=settings.SEED, workers=settings.WORKERS,
                           num_pictures=(0, 10_000))
     modes = {"--compare": cfg.compare, "--baselines-only": cfg.baselines_only or None, "--image": cfg.image,
-             "--data-csv": cfg.data_csv}
+             "--data-csv": cfg.data_csv, "--test-csv": cfg.test_csv}
     if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:
         raise ValueError(f"{' and '.join(chosen)} cannot be used together: choose one of them")
-    if chosen and cfg.true_answers is not None:
-        raise ValueError(f"--true-answers cannot be used with {chosen[0]}: it is for the answers to a split")
+    if chosen and chosen != ["--test-csv"] and cfg.true_answers is not None:
+        raise ValueError(f"--true-answers cannot be used with {chosen[0]}: it is for answers that are scored")
+    for flag, path in (("--data-csv", cfg.data_csv), ("--test-csv", cfg.test_csv)):
+        if path is not None and not (is_csv(path) and Path(path).is_file()):
+            raise FileNotFoundError(f"{flag} {path} is no CSV file that exists")
     if cfg.against is not None and cfg.compare is None:
         raise ValueError("--against names the results of B: give those of A with --compare")
     if cfg.compare is not None and not cfg.against and len(cfg.compare) != 2:
@@ -96,15 +102,16 @@ def check_settings(cfg):
 
 
 def answer_split(cfg):
-    """Answer and score one split; write and print everything."""
-    trained, rows = load_model(cfg.checkpoint), read_rows(cfg.data_dir)
-    datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
-    dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
-    tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
+    """Answer and score one split, or all rows of `test_csv`; write and print everything."""
+    trained = load_model(cfg.checkpoint)
+    rows, held_out = read_scored_rows(cfg)
+    dataset = load_dataset(trained, rows, cfg)
+    tested, answer_max_len = dataset.rows.to_dict("records"), trained.model.config.answer_max_len
+    texts = trained.checkpoint["training_texts"]
+    train_rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     trained_images = count_trained(dataset.rows, dataset.store.image_digests, trained.checkpoint["trained_on"])
     if cfg.split != "train":  # training rows are asked for by name
         refuse_trained(trained_images, cfg.split, cfg.checkpoint, cfg.allow_trained_images)
-    held_out = read_held_out(cfg.data_dir, rows, cfg.split)
     oracle = oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
 
     answers = answers_of(trained, dataset, cfg)
@@ -118,17 +125,29 @@ def answer_split(cfg):
     scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings | oracle,
                                [answer.confidence for answer in answers], held_out, [row["answer"] for row in train_rows])
 
-    metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, "trained_images": trained_images, **metrics}
+    metrics = {"checkpoint": str(cfg.checkpoint), "split": None if cfg.test_csv else cfg.split, "test_csv": cfg.test_csv,
+               "trained_images": trained_images, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
     write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
-def load_datasets(trained, rows, cfg, splits):
-    """{split: VQADataset} for a TrainedModel, which is moved to the device."""
+def read_scored_rows(cfg):
+    """(rows of `data_dir`, entries of `read_held_out`). All rows of --test-csv are put into the split that is scored."""
+    rows = read_rows(cfg.data_dir)
+    if cfg.test_csv is not None:
+        print(f"answering all {len(rows)} rows of {cfg.test_csv}")
+        return rows.assign(split=cfg.split), read_held_out(cfg.data_dir, rows)
+    print(f"answering {(rows['split'] == cfg.split).sum()} of {len(rows)} rows of {cfg.data_dir}, those of the split "
+          f"{cfg.split}; --test-csv answers all rows of a CSV")
+    return rows, read_held_out(cfg.data_dir, rows, cfg.split)
+
+
+def load_dataset(trained, rows, cfg):
+    """The VQADataset of the split `cfg.split` for a TrainedModel, which is moved to the device."""
     return build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
-                          Precision(cfg.device), splits)
+                          Precision(cfg.device), (cfg.split,))[cfg.split]
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
@@ -147,7 +166,7 @@ def question_only_floor(trained, rows, cfg):
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
     blind = load_model(path)
-    dataset = load_datasets(blind, rows, cfg, (cfg.split,))[cfg.split]
+    dataset = load_dataset(blind, rows, cfg)
     return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
 
 
@@ -169,11 +188,8 @@ def oracle_ceiling(question_ids, path):
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
     trained = load_model(cfg.checkpoint)
-    if not Path(cfg.data_csv).exists():
-        raise FileNotFoundError(f"--data-csv {cfg.data_csv}: no such file")
-    cfg = dataclasses.replace(cfg, data_dir=cfg.data_csv)
-    rows = read_rows(cfg.data_csv, need_answers=False).assign(split="test")  # all rows
-    dataset = load_datasets(trained, rows, cfg, ("test",))["test"]
+    rows = read_rows(cfg.data_csv, need_answers=False).assign(split=cfg.split)  # all rows
+    dataset = load_dataset(trained, rows, cfg)
     answers = answers_of(trained, dataset, cfg)
     write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
@@ -210,6 +226,7 @@ def other_outputs(cfg, **outputs):
 
 def main(cfg):
     check_settings(cfg)
+    cfg = dataclasses.replace(cfg, data_dir=cfg.test_csv or cfg.data_csv or cfg.data_dir)
     if cfg.compare is not None:
         sides = (cfg.compare, cfg.against) if cfg.against else (cfg.compare[:1], cfg.compare[1:])
         print_comparison(*sides)

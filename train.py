@@ -6,6 +6,7 @@ passes its frozen encoder once; the outputs are stored in `cache_dir`.
 """
 import dataclasses
 import math
+import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -88,6 +89,7 @@ class Config(LoopConfig, ModelConfig):
 BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_only"}
 CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises the device
 NUM_SAMPLES = 8  # in samples.csv
+TRAINING_TEXTS = ("question", "answer", "question_type")  # columns of the training rows that a checkpoint holds
 
 
 def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), trained_on=None):
@@ -127,7 +129,9 @@ def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, 
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
               "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
                        "images": train_set.store.pixels_key},
-              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests, trained_on)}
+              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests, trained_on),
+              # test.py scores what these texts alone can answer; equal texts are one object, which is saved once
+              "training_texts": {name: list(map(sys.intern, train_set.rows[name])) for name in TRAINING_TEXTS}}
     # the same few validation questions are answered after every epoch: one can watch the model learn
     samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
     return Run(cfg.output_dir, model, make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler(), header,

@@ -204,6 +204,19 @@ def test_adding_rows_moves_no_image_and_splits_share_none(run, tmp_path):
     assert splits[1].items() >= splits[0].items() and len(splits[1]) == 200
 
 
+@pytest.mark.parametrize(("flags", "splits"), [
+    (["--subset", "val2014", "--split", "test"], {"test"}), (["--split", "train"], {"train"}),
+    (["--val-fraction", 0, "--test-fraction", 1], {"test"}), (["--val-fraction", 0], {"train", "test"}),
+    (["--val-fraction", 0.7, "--test-fraction", 0.3], {"val", "test"})])
+def test_a_split_may_get_no_image_or_all(flags, splits, run, tmp_path):
+    """VQA v2's validation images could not be built as a test set: each of the three splits had to have rows."""
+    folder = write_official(tmp_path / "vqa", many_entries(), "val2014" if "val2014" in flags else "train2014")
+    run("--vqa-dir", folder, "--no-pictures", *flags)
+    assert {row["split"] for row in read_rows(tmp_path / "out")} == splits
+    for name in ("qa_pairs.json", "held_out_annotators.json"):
+        assert {entry["split"] for entry in json.loads((tmp_path / "out" / name).read_text())} == splits
+
+
 def test_max_questions_takes_the_same_questions_in_any_file_order(run, tmp_path):
     entries = many_entries(100)
     chosen = []
@@ -422,9 +435,9 @@ def test_damaged_archives_end_in_one_line(run, tmp_path, name):
 BAD_FLAGS = [
     (["--min-answer-words", "0"], "--min-answer-words 0"), (["--min-agreement", "0"], "--min-agreement 0"),
     (["--max-questions", "-1"], "--max-questions -1"), (["--workers", "0"], "--workers 0"),
-    (["--val-fraction", "nan"], "--val-fraction nan"), (["--val-fraction", "0"], "--val-fraction 0"),
+    (["--val-fraction", "nan"], "--val-fraction nan"), (["--val-fraction", "1.1"], "--val-fraction 1.1"),
     (["--test-fraction", "-0.1"], "--test-fraction -0.1"), (["--val-fraction", "inf"], "--val-fraction inf"),
-    (["--val-fraction", "0.5", "--test-fraction", "0.5"], "their sum must be below 1"),
+    (["--val-fraction", "0.6", "--test-fraction", "0.5"], "their sum is above 1"),
     (["--image-dir", "nowhere"], "--image-dir nowhere does not exist"),
     (["--min-answer-words", "4"], "nothing is kept: 0 question without an annotation; 0 annotation without a question; "
      "240 label of fewer than 4 words (--min-answer-words)"),

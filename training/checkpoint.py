@@ -16,7 +16,7 @@ from vocab import Vocab
 
 FORMAT = "generative-vqa checkpoint 3"
 KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss",
-        "trained_on")
+        "trained_on", "training_texts")
 # what reading an unreadable or foreign checkpoint raises
 UNREADABLE_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError,
                          ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
