@@ -35,7 +35,7 @@ class Config:
     image_url: str = "http://images.cocodataset.org"
     """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_%012d.jpg"""
     pictures: bool = True
-    """link or download the images; with --no-pictures only the text files are written"""
+    """copy or download the images; with --no-pictures only the text files are written"""
     min_answer_words: int = 3
     """fewest words of a label that is kept, separated by white space"""
     min_agreement: int = 3

@@ -64,6 +64,13 @@ def data_folder(data_dir):
     return Path(data_dir).parent if is_csv(data_dir) else Path(data_dir)
 
 
+def data_paths(data_dir):
+    """The folders and files of `data_dir` that no output may replace. The images of a CSV may lie elsewhere."""
+    folder = data_folder(data_dir)
+    names = ("images", "metadata.csv", "qa_pairs.json", "held_out_annotators.json")
+    return [folder, Path(data_dir), *(folder / name for name in names)]
+
+
 def read_csv(csv_path, need_answers=True):
     """The CSV as text cells ('n/a' and 'None' are answers), with the optional columns filled in.
 

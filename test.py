@@ -11,21 +11,22 @@ gallery page, sample images with their answers, and two charts. Also:
 """
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common import settings  # first: before torch
 from common.device import Precision
-from common.files import is_text, write_json
+from common.files import is_text, require_separate, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
 from evaluation.gallery import draw_prediction
 from evaluation.generation import answer_dataset, answer_image
 from evaluation.report import evaluate, print_table
-from evaluation.results import file_name, result_rows, write_results
+from evaluation.results import answer_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
-from preprocess import build_datasets, data_folder, is_csv, read_held_out, read_rows
+from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
 
@@ -101,6 +102,29 @@ def check_settings(cfg):
         raise ValueError(f"--question {cfg.question!a:.60} is empty or no valid UTF-8 text")
 
 
+def choose_paths(cfg):
+    """`cfg` with the CSV to answer as its data_dir, and other default outputs where nothing like a split is answered.
+
+    So the results of the last answered split stay. Raises ValueError if an output would replace what is read.
+    """
+    outputs = {}
+    if cfg.baselines_only:
+        outputs = {"metrics_json": "output/baselines_metrics.json"}
+    elif cfg.data_csv is not None:
+        outputs = {"results_csv": "output/own_results.csv", "results_dir": "results/own"}
+    outputs = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
+    for name, value in outputs.items():
+        print(f"{getattr(Config, name)} is for answered splits: writing {value} instead")
+    cfg = dataclasses.replace(cfg, **outputs, data_dir=cfg.test_csv or cfg.data_csv or cfg.data_dir)
+    data_flag = "--test-csv" if cfg.test_csv else "--data-csv" if cfg.data_csv else "--data-dir"
+    inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint],
+              "--question-only-checkpoint": [cfg.question_only_checkpoint],
+              "--true-answers": [] if cfg.true_answers is None else [cfg.true_answers]}
+    require_separate({"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json},
+                     {"--results-dir": cfg.results_dir}, inputs)
+    return cfg
+
+
 def answer_split(cfg):
     """Answer and score one split, or all rows of `test_csv`; write and print everything."""
     trained = load_model(cfg.checkpoint)
@@ -146,8 +170,11 @@ def read_scored_rows(cfg):
 
 def load_dataset(trained, rows, cfg):
     """The VQADataset of the split `cfg.split` for a TrainedModel, which is moved to the device."""
-    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
-                          Precision(cfg.device), (cfg.split,))[cfg.split]
+    folder = data_folder(cfg.data_dir)
+    image_folders = sorted({os.path.dirname(folder / path) for path in rows["image_path"].unique()})
+    require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": image_folders})
+    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, Precision(cfg.device),
+                          (cfg.split,))[cfg.split]
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
@@ -201,7 +228,7 @@ def answer_one(cfg):
     trained.model.to(precision.device)
     answer = answer_image(trained, cfg.image, cfg.question, precision, cfg.beam_size)
     row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
-    target = Path(cfg.results_dir) / f"{file_name(Path(cfg.image).stem)}_answer.png"
+    target = Path(cfg.results_dir) / answer_name(cfg.image, cfg.question)
     draw_prediction(row, target)
     print(f"question: {cfg.question}\nanswer: {answer.text}\nconfidence: {answer.confidence:.2f}\nimage: {target}")
 
@@ -216,26 +243,19 @@ def score_baselines(cfg):
     print(f"\nscores {cfg.metrics_json}")
 
 
-def other_outputs(cfg, **outputs):
-    """`cfg` with other default outputs, so that the results of the last answered split are not overwritten."""
-    defaults = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
-    for name, value in defaults.items():
-        print(f"{getattr(Config, name)} is for answered splits: writing {value} instead")
-    return dataclasses.replace(cfg, **defaults)
-
-
 def main(cfg):
     check_settings(cfg)
-    cfg = dataclasses.replace(cfg, data_dir=cfg.test_csv or cfg.data_csv or cfg.data_dir)
     if cfg.compare is not None:
         sides = (cfg.compare, cfg.against) if cfg.against else (cfg.compare[:1], cfg.compare[1:])
         print_comparison(*sides)
-    elif cfg.baselines_only:
-        score_baselines(other_outputs(cfg, metrics_json="output/baselines_metrics.json"))
+        return
+    cfg = choose_paths(cfg)
+    if cfg.baselines_only:
+        score_baselines(cfg)
     elif cfg.image is not None:
         answer_one(cfg)
     elif cfg.data_csv is not None:
-        answer_csv(other_outputs(cfg, results_csv="output/own_results.csv", results_dir="results/own"))
+        answer_csv(cfg)
     else:
         answer_split(cfg)
 

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from common import distributed
 from common.device import Precision, explain_out_of_memory
+from common.files import require_separate
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
 from features.encoders import load_encoders
 from features.overlap import trained_hashes
 from model import ModelConfig, VQAModel
-from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
+from preprocess import build_datasets, data_folder, data_paths, read_rows, report_answers, rows_of_split, training_answers
 from training.checkpoint import describe_model
 from training.optimizer import learning_rates_of, make_optimizer, schedule, set_learning_rates, steps_taken
 from training.run_state import Run, is_finished, lock_output_folder
@@ -220,6 +221,13 @@ def check_loop_settings(cfg):
         warmup_fraction=(0, 1), label_smoothing=(0, 0.99))
 
 
+def check_output_dir(cfg, clip_model, gpt2_model):
+    """Raise ValueError if the run would write into the folder of its data or of an encoder."""
+    require_separate({}, {"--output-dir": cfg.output_dir}, {
+        "--data-dir": data_paths(cfg.data_dir), "--clip-model": [clip_model.removeprefix("local-dir:")],
+        "--gpt2-model": [gpt2_model]})
+
+
 def main(cfg):
     check_loop_settings(cfg)
     settings.check_ranges(cfg, dropout=(0, 0.99), hidden_size=(4, 8192), num_layers=(1, 16), answer_max_len=(2, 512),
@@ -228,6 +236,7 @@ def main(cfg):
     if cfg.inputs in BLIND_OUTPUT_DIRS and cfg.output_dir == Config.output_dir:
         cfg = dataclasses.replace(cfg, output_dir=BLIND_OUTPUT_DIRS[cfg.inputs])
         print(f"--inputs {cfg.inputs}: writing to {cfg.output_dir}; {Config.output_dir} is for the model of both inputs")
+    check_output_dir(cfg, cfg.clip_model, cfg.gpt2_model)
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)

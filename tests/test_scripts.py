@@ -1,5 +1,6 @@
 """The scripts in their order. Then mistakes of their users: one line, status 2, no incomplete output."""
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -156,10 +157,15 @@ def test_known_true_answers_are_scored_as_the_oracle(trained, score, data_dir, t
 
 
 def test_one_question_about_one_image(trained, data_dir, tmp_path):
-    output = call_script("test.py", "--image", data_dir / "images/0003.png", "--question", "What is on the left?",
-                         "--results-dir", tmp_path, "--beam-size", 3, cwd=trained[0])
-    assert "answer: " in output and "confidence: 0." in output
-    with Image.open(tmp_path / "0003_answer.png") as image:
+    """Answers about images of one name in two folders were written to one file, and so were two questions about one image."""
+    shutil.copytree(data_dir / "images", tmp_path / "other")
+    for folder, question in ((data_dir / "images", "left"), (tmp_path / "other", "left"), (tmp_path / "other", "right")):
+        output = call_script("test.py", "--image", folder / "0003.png", "--question", f"What is on the {question}?",
+                             "--results-dir", tmp_path / "r", "--beam-size", 3, cwd=trained[0])
+        assert "answer: " in output and "confidence: 0." in output
+    names = [path.name for path in (tmp_path / "r").iterdir()]
+    assert len(names) == 3 and all(re.fullmatch(r"0003_answer_[0-9a-f]{8}\.png", name) for name in names)
+    with Image.open(tmp_path / "r" / names[0]) as image:
         assert image.width > 300
 
 
