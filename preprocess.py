@@ -173,11 +173,18 @@ def check_image_paths(rows, csv_path):
 def annotators_answers(rows, json_path):
     """The answers of all annotators for each row, from qa_pairs.json; [answer] for a row that is not in it.
 
-    Raises ValueError if JSON and CSV disagree: then one of them is from another run.
+    Such rows are counted. Raises ValueError if JSON and CSV disagree or share no row: then one of them is from another run.
     """
     if not json_path.is_file():
         return [[answer] for answer in rows["answer"]]
     pairs = read_pairs(json_path)
+    missing = rows.loc[~rows["question_id"].isin(list(pairs)), "question_id"]
+    if len(missing) == len(rows):
+        raise ValueError(f"{json_path} has none of the {len(rows)} rows of the CSV: no question_id is in both files (the CSV "
+                         f"has {missing.iloc[0]!r:.60}); give the CSV the column question_id, or remove the JSON")
+    if len(missing):
+        print(f"{json_path} lacks {len(missing)} of {len(rows)} rows, for example question {missing.iloc[0]!r:.60}: the "
+              "answer of the CSV is their only one")
     answers = []
     for row in rows[["question_id", "question", "answer", "image_path"]].to_dict("records"):
         pair = pairs.get(row["question_id"], row)
@@ -281,6 +288,13 @@ def training_answers(rows, answer_sampling):
     return [text for texts in answer_choices(rows) for text in texts] if answer_sampling == "humans" else list(rows["answer"])
 
 
+def require_annotators(rows):
+    """Raise ValueError if `answer_choices` leaves nothing to choose: every row has only its label."""
+    if all(set(texts) == {label} for texts, label in zip(answer_choices(rows), rows["answer"], strict=True)):
+        raise ValueError(f"--answer-sampling humans: none of the {len(rows)} training rows has another answer than its label; "
+                         "put the annotators' answers into a qa_pairs.json beside the CSV, or use --answer-sampling majority")
+
+
 class VQADataset:
     """Rows of one split as tensors. A batch is an index selection, with no work per row.
 
@@ -356,10 +370,12 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
 
     The model is moved to the device. `folder`: what image_path is relative to. All `rows` are decoded and encoded, so
     that a later script finds them in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted.
-    `answer_sampling` is for "train" only.
+    `answer_sampling` is for "train" only. Raises ValueError if it is "humans" and no training row has more than its label.
     """
     for split in splits:
         rows_of_split(rows, split)  # an empty split is found before minutes of encoding
+    if answer_sampling == "humans":
+        require_annotators(rows_of_split(rows, "train"))
     model.to(precision.device)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
     rows = pixels.readable(rows)

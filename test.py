@@ -92,6 +92,10 @@ def check_settings(cfg):
     for flag, path in (("--data-csv", cfg.data_csv), ("--test-csv", cfg.test_csv)):
         if path is not None and not (is_csv(path) and Path(path).is_file()):
             raise FileNotFoundError(f"{flag} {path} is no CSV file that exists")
+    blind = cfg.question_only_checkpoint
+    if blind != Config.question_only_checkpoint and not Path(blind).is_file():
+        raise FileNotFoundError(f"--question-only-checkpoint {blind} not found: train it with --inputs question, or leave the "
+                                "flag out")
     if cfg.against is not None and cfg.compare is None:
         raise ValueError("--against names the results of B: give those of A with --compare")
     if cfg.compare is not None and not cfg.against and len(cfg.compare) != 2:

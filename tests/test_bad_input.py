@@ -141,6 +141,7 @@ def test_absurd_settings_are_one_line_that_names_flag_and_value(command, tmp_pat
     ("--compare a.csv", "--compare needs two results, or as many as --against; it has 1"),
     ("--compare a.csv b.csv c.csv", "--compare needs two results, or as many as --against; it has 3"),
     ("--compare a.csv b.csv --against c.csv", "--compare has 2 results and --against 1"),
+    ("--question-only-checkpoint blind.pt", "--question-only-checkpoint blind.pt not found: train it with --inputs question"),
     ("--against a.csv b.csv", "--against names the results of B: give those of A with --compare")])
 def test_a_comparison_that_cannot_be_made_is_one_line(flags, message, tmp_path):
     """One file gave a box of the command line's parser instead."""
