@@ -28,18 +28,19 @@ SEPARATORS = ",;\t"
 GROUPED_DIGITS = re.compile(r"\d{1,3}([,\u00a0\u202f]\d{3})+")  # 18,394: a spreadsheet's way to write the id 18394
 
 
-def read_rows(data_dir, need_answers=True):
+def read_rows(data_dir, need_answers=True, use_split=True):
     """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
 
     Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type, and `answers`:
     the list of all annotators' answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
-    question or a needed answer are dropped and counted. Raises FileNotFoundError or ValueError with one line.
+    question or a needed answer are dropped and counted. Without `use_split` all rows are in the split "test". Raises
+    FileNotFoundError or ValueError with one line.
     """
     csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
     if not csv_path.is_file():
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
                                 "folder or CSV with --data-dir")
-    rows = read_csv(csv_path, need_answers)
+    rows = read_csv(csv_path, need_answers, use_split)
     check_image_paths(rows, csv_path)
     needed = ("question", "answer") if need_answers else ("question",)
     empty = (rows[list(needed)].apply(lambda column: column.str.strip()) == "").any(axis=1)
@@ -71,7 +72,7 @@ def data_paths(data_dir):
     return [folder, Path(data_dir), *(folder / name for name in names)]
 
 
-def read_csv(csv_path, need_answers=True):
+def read_csv(csv_path, need_answers=True, use_split=True):
     """The CSV as text cells ('n/a' and 'None' are answers), with the optional columns filled in.
 
     Cells are separated by commas, semicolons or tabs: spreadsheets write semicolons in some countries.
@@ -93,7 +94,9 @@ def read_csv(csv_path, need_answers=True):
         rows["image_id"] = [posixpath.normpath(path) for path in rows["image_path"]]
     if "question_id" not in rows:
         rows["question_id"] = [str(number) for number in range(len(rows))]
-    if "split" not in rows or not need_answers:  # a file of questions alone has no use for a split
+    if not use_split:
+        rows["split"] = "test"
+    if "split" not in rows:
         rows["split"] = [split_of(path) for path in rows["image_path"]]
     for column in ("question_type", "answer_type"):
         if column not in rows:
@@ -228,7 +231,7 @@ def read_held_out(data_dir, rows, split=None):
 
     An entry is a dict with question_id, image_id, split, answers (all annotations) and labels: for each annotator the
     label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes, or if it is of another
-    build: then an entry has other answers or another split than the same question in `rows`.
+    build: then an entry has other answers, or another split if that is asked for, than the same question in `rows`.
     """
     json_path = data_folder(data_dir) / "held_out_annotators.json"
     own_csv = is_csv(data_dir) and Path(data_dir).name != "metadata.csv"
@@ -239,7 +242,8 @@ def read_held_out(data_dir, rows, split=None):
         known = dict(zip(rows["question_id"], zip(rows["answers"], rows["split"], strict=True), strict=True))
         for entry in entries:
             check_held_out(**entry)
-            if known.get(str(entry["question_id"]), (entry["answers"], entry["split"])) != (entry["answers"], entry["split"]):
+            answers, own_split = known.get(str(entry["question_id"]), (entry["answers"], entry["split"]))
+            if answers != entry["answers"] or (split is not None and own_split != entry["split"]):
                 raise ValueError(f"question {entry['question_id']} has other answers or another split than in metadata.csv")
     return [entry for entry in entries if split in (None, entry["split"])]
 

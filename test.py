@@ -107,9 +107,9 @@ def check_settings(cfg):
 
 
 def choose_paths(cfg):
-    """`cfg` with the CSV to answer as its data_dir, and other default outputs where nothing like a split is answered.
+    """`cfg` with the CSV to answer as its data_dir, and with other default outputs where the last scored results must stay.
 
-    So the results of the last answered split stay. Raises ValueError if an output would replace what is read.
+    Raises ValueError if an output would replace what is read.
     """
     outputs = {}
     if cfg.baselines_only:
@@ -119,7 +119,9 @@ def choose_paths(cfg):
     outputs = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
     for name, value in outputs.items():
         print(f"{getattr(Config, name)} is for answered splits: writing {value} instead")
-    cfg = dataclasses.replace(cfg, **outputs, data_dir=cfg.test_csv or cfg.data_csv or cfg.data_dir)
+    if own_csv := cfg.test_csv or cfg.data_csv:  # all its rows are answered
+        outputs |= {"data_dir": own_csv, "split": "test"}
+    cfg = dataclasses.replace(cfg, **outputs)
     data_flag = "--test-csv" if cfg.test_csv else "--data-csv" if cfg.data_csv else "--data-dir"
     inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint],
               "--question-only-checkpoint": [cfg.question_only_checkpoint],
@@ -162,11 +164,11 @@ def answer_split(cfg):
 
 
 def read_scored_rows(cfg):
-    """(rows of `data_dir`, entries of `read_held_out`). All rows of --test-csv are put into the split that is scored."""
-    rows = read_rows(cfg.data_dir)
+    """(rows of `data_dir`, entries of `read_held_out`). All rows of --test-csv are in the split that is scored."""
+    rows = read_rows(cfg.data_dir, use_split=cfg.test_csv is None)
     if cfg.test_csv is not None:
-        print(f"answering all {len(rows)} rows of {cfg.test_csv}")
-        return rows.assign(split=cfg.split), read_held_out(cfg.data_dir, rows)
+        print(f"answering all {len(rows)} rows of {cfg.test_csv}; its column split does not count")
+        return rows, read_held_out(cfg.data_dir, rows)
     print(f"answering {(rows['split'] == cfg.split).sum()} of {len(rows)} rows of {cfg.data_dir}, those of the split "
           f"{cfg.split}; --test-csv answers all rows of a CSV")
     return rows, read_held_out(cfg.data_dir, rows, cfg.split)
@@ -219,7 +221,7 @@ def oracle_ceiling(question_ids, path):
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
     trained = load_model(cfg.checkpoint)
-    rows = read_rows(cfg.data_csv, need_answers=False).assign(split=cfg.split)  # all rows
+    rows = read_rows(cfg.data_csv, need_answers=False, use_split=False)
     dataset = load_dataset(trained, rows, cfg)
     answers = answers_of(trained, dataset, cfg)
     write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)

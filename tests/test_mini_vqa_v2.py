@@ -142,10 +142,10 @@ def test_held_out_annotators_of_another_build_are_refused(change, tmp_path):
     (tmp_path / "held_out_annotators.json").write_text(json.dumps([item]))
     rows = pd.DataFrame({"question_id": ["1"], "answers": [[A, A]], "split": ["test"]}).assign(**change)
     if not change:
-        assert read_held_out(tmp_path, rows) == [item]
+        assert read_held_out(tmp_path, rows, "test") == [item]
         return
     with pytest.raises(ValueError, match="question 1 has other answers or another split than in metadata.csv"):
-        read_held_out(tmp_path, rows)
+        read_held_out(tmp_path, rows, "test")
 
 
 def test_each_reason_is_counted_and_few_annotators_need_less_agreement(run, tmp_path):

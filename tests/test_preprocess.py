@@ -90,7 +90,7 @@ def test_blank_rows_are_counted_and_a_tsv_is_a_csv(tmp_path, capsys):
 
 def test_a_file_of_questions_may_have_a_split_of_its_own(tmp_path):
     path = write_csv(tmp_path, "image_path,question,split\na.jpg,q,dev\nb.jpg,q,\n")
-    assert len(read_rows(path, need_answers=False)) == 2
+    assert len(read_rows(path, need_answers=False, use_split=False)) == 2
 
 
 def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):

@@ -85,14 +85,14 @@ def test_all_rows_of_a_separate_test_file_are_scored(score, data_dir, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(data_dir / "images", folder / "images")
     tests = {"own.csv": [{name: row[name] for name in texts} for row in rows], "test.csv": rows,
-             "train.csv": [{**row, "split": "train"} for row in rows]}
+             "dev.csv": [{**row, "split": "dev"} for row in rows]}
     for name, content in tests.items():
         pd.DataFrame(content).to_csv(folder / name, index=False)
     shutil.copy(data_dir / "qa_pairs.json", folder)
     _, expected, answers = score("--num-pictures", 0)
     output, metrics, _ = score("--num-pictures", 0, data=("--data-dir", folder / "test.csv"))
     assert metrics == expected | {"test_csv": None} and f"answering 30 of 30 rows of {folder / 'test.csv'}" in output
-    for name in ("own.csv", "train.csv"):
+    for name in ("own.csv", "dev.csv"):
         output, metrics, found = score("--num-pictures", 0, data=("--test-csv", folder / name))
         assert found == answers and metrics == expected | {"split": None, "test_csv": str(folder / name)}
         assert f"answering all 30 rows of {folder / name}" in output
