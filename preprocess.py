@@ -295,8 +295,9 @@ def training_answers(rows, answer_sampling):
 def require_annotators(rows):
     """Raise ValueError if `answer_choices` leaves nothing to choose: every row has only its label."""
     if all(set(texts) == {label} for texts, label in zip(answer_choices(rows), rows["answer"], strict=True)):
-        raise ValueError(f"--answer-sampling humans: none of the {len(rows)} training rows has another answer than its label; "
-                         "put the annotators' answers into a qa_pairs.json beside the CSV, or use --answer-sampling majority")
+        raise ValueError(f"--answer-sampling humans: none of the {len(rows)} training rows has another answer than its "
+                         "label; put the annotators' answers into qa_pairs.json beside the CSV, or use "
+                         "train.py --answer-sampling majority")
 
 
 class VQADataset:
