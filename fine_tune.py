@@ -16,6 +16,7 @@ import torch
 import train
 from common import distributed
 from common.device import Precision
+from common.files import is_same
 from features.overlap import count_trained, refuse_trained
 from preprocess import read_rows
 from training.checkpoint import load_model
@@ -57,7 +58,7 @@ def check_settings(cfg):
     train.check_loop_settings(cfg)
     settings.check_ranges(cfg, clip_layers=(0, 1000), gpt2_layers=(0, 1000), clip_learning_rate=settings.POSITIVE,
                           gpt2_learning_rate=settings.POSITIVE)
-    if Path(cfg.output_dir).resolve() == Path(cfg.checkpoint).parent.resolve():
+    if is_same(cfg.output_dir, Path(cfg.checkpoint).parent):
         raise ValueError(f"--output-dir {cfg.output_dir} is stage 1's own folder: choose another one")
 
 
@@ -100,6 +101,8 @@ def main(cfg):
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
     stage_one = load_stage_one(cfg)
+    encoder_names = stage_one.encoders.names
+    train.check_output_dir(cfg, encoder_names["clip_model"], encoder_names["gpt2_model"])
     earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
     with lock_output_folder(cfg):

@@ -6,6 +6,7 @@ passes its frozen encoder once; the outputs are stored in `cache_dir`.
 """
 import dataclasses
 import math
+import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -18,12 +19,13 @@ from tqdm import tqdm
 
 from common import distributed
 from common.device import Precision, explain_out_of_memory
+from common.files import require_separate
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
 from features.encoders import fingerprint, load_encoders
 from features.overlap import trained_hashes
 from model import ModelConfig, VQAModel
-from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
+from preprocess import build_datasets, data_folder, data_paths, read_rows, report_answers, rows_of_split, training_answers
 from training.checkpoint import describe_model
 from training.optimizer import learning_rates_of, make_optimizer, schedule, set_learning_rates, steps_taken
 from training.run_state import Run, is_finished, lock_output_folder
@@ -91,6 +93,7 @@ BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_
 CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises the device
 NUM_SAMPLES = 8  # in samples.csv
 LONGEST_DEFAULT = 64  # answer_max_len that is chosen for long training answers
+TRAINING_TEXTS = ("question", "answer", "question_type")  # columns of the training rows that a checkpoint holds
 
 
 def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), stage_one=None):
@@ -133,7 +136,9 @@ def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, 
                        "images": train_set.store.pixels_key},
               "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests,
                                            stage_one["trained_on"] if stage_one else None),
-              "stage_one": fingerprint(stage_one["weights"]) if stage_one else None}
+              "stage_one": fingerprint(stage_one["weights"]) if stage_one else None,
+              # test.py scores what these texts alone can answer; equal texts are one object, which is saved once
+              "training_texts": {name: list(map(sys.intern, train_set.rows[name])) for name in TRAINING_TEXTS}}
     # the same few validation questions are answered after every epoch: one can watch the model learn
     samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
     return Run(cfg.output_dir, model, make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler(), header,
@@ -224,6 +229,13 @@ def check_loop_settings(cfg):
         warmup_fraction=(0, 1), label_smoothing=(0, 0.99))
 
 
+def check_output_dir(cfg, clip_model, gpt2_model):
+    """Raise ValueError if the run would write into the folder of its data or of an encoder."""
+    require_separate({}, {"--output-dir": cfg.output_dir}, {
+        "--data-dir": data_paths(cfg.data_dir), "--clip-model": [clip_model.removeprefix("local-dir:")],
+        "--gpt2-model": [gpt2_model]})
+
+
 def main(cfg):
     check_loop_settings(cfg)
     settings.check_ranges(cfg, dropout=(0, 0.99), hidden_size=(4, 8192), num_layers=(1, 16), answer_max_len=(2, 512),
@@ -232,6 +244,7 @@ def main(cfg):
     if cfg.inputs in BLIND_OUTPUT_DIRS and cfg.output_dir == Config.output_dir:
         cfg = dataclasses.replace(cfg, output_dir=BLIND_OUTPUT_DIRS[cfg.inputs])
         print(f"--inputs {cfg.inputs}: writing to {cfg.output_dir}; {Config.output_dir} is for the model of both inputs")
+    check_output_dir(cfg, cfg.clip_model, cfg.gpt2_model)
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)

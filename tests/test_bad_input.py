@@ -14,6 +14,7 @@ from conftest import call_script, call_scripts, start
 from PIL import Image
 
 from common.device import Precision
+from common.files import atomic_write
 from common.images import open_image
 from evaluation.generation import answer_image
 from features.arrays import open_array
@@ -154,6 +155,7 @@ def test_absurd_settings_are_one_line_that_names_flag_and_value(command, tmp_pat
     ("--compare a.csv", "--compare needs two results, or as many as --against; it has 1"),
     ("--compare a.csv b.csv c.csv", "--compare needs two results, or as many as --against; it has 3"),
     ("--compare a.csv b.csv --against c.csv", "--compare has 2 results and --against 1"),
+    ("--question-only-checkpoint blind.pt", "--question-only-checkpoint blind.pt not found: train it with --inputs question"),
     ("--against a.csv b.csv", "--against names the results of B: give those of A with --compare")])
 def test_a_comparison_that_cannot_be_made_is_one_line(flags, message, tmp_path):
     """One file gave a box of the command line's parser instead."""
@@ -249,6 +251,71 @@ def test_folders_without_write_permission(train_flags, stage_one, data_dir, sess
     assert all(re.fullmatch("error: .*Permission denied.*locked.*", error) for error in errors)
     assert not list((tmp_path / "locked").iterdir()) and not (tmp_path / "run").exists()
     assert "verdict:" in output
+
+
+# ---- outputs
+
+@pytest.mark.parametrize("command, message", [
+    ("test.py --data-csv own.csv --results-csv own.csv", "--results-csv own.csv would overwrite own.csv, which --data-csv"),
+    ("test.py --test-csv own.csv --metrics-json ./own.csv", "--metrics-json ./own.csv would overwrite own.csv, which"),
+    ("test.py --data-csv output/own_results.csv", "--results-csv output/own_results.csv would overwrite"),
+    ("test.py --data-dir data --results-csv data/metadata.csv", "would overwrite data/metadata.csv, which --data-dir names"),
+    ("test.py --data-dir data --metrics-json data/qa_pairs.json", "would overwrite data/qa_pairs.json, which --data-dir names"),
+    ("test.py --data-dir data --results-csv linked.csv", "would overwrite data/metadata.csv, which --data-dir names"),
+    ("test.py --data-dir data --results-csv symbolic.csv", "would overwrite data/metadata.csv, which --data-dir names"),
+    ("test.py --data-dir data --results-dir data", "--results-dir data would write into data, which --data-dir names"),
+    ("test.py --data-dir data --results-dir data/images", "would write into data/images, which --data-dir names"),
+    ("test.py --checkpoint c.pt --metrics-json c.pt", "--metrics-json c.pt would overwrite c.pt, which --checkpoint names"),
+    ("test.py --question-only-checkpoint c.pt --metrics-json c.pt", "which --question-only-checkpoint names"),
+    ("test.py --true-answers own.csv --metrics-json own.csv", "would overwrite own.csv, which --true-answers names"),
+    ("test.py --results-csv new --metrics-json new", "--results-csv new would overwrite new, which --metrics-json names"),
+    ("test.py --baselines-only --data-dir data --metrics-json data/metadata.csv", "which --data-dir names"),
+    ("test.py --results-csv fifo", "--results-csv fifo exists and is no regular file"),
+    ("test.py --results-csv data", "--results-csv data exists and is no regular file"),
+    ("test.py --metrics-json /dev/null", "--metrics-json /dev/null exists and is no regular file"),
+    ("test.py --results-dir c.pt", "--results-dir c.pt exists and is no folder"),
+    ("train.py --data-dir data --output-dir data", "--output-dir data would write into data, which --data-dir names"),
+    ("train.py --data-dir own.csv --output-dir .", "--output-dir . would write into ., which --data-dir names"),
+    ("train.py --gpt2-model data --output-dir data/.", "--output-dir data/. would write into data, which --gpt2-model names"),
+    ("train.py --clip-model local-dir:data --output-dir data", "which --clip-model names"),
+    ("train.py --output-dir c.pt", "--output-dir c.pt exists and is no folder")])
+def test_an_output_that_is_an_input_or_no_file_is_refused_before_anything_is_read(command, message, tmp_path):
+    """The results of a night replaced the questions, or the checkpoint that gave them."""
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "output").mkdir()
+    for name in ("own.csv", "c.pt", "data/metadata.csv", "data/qa_pairs.json", "output/own_results.csv"):
+        (tmp_path / name).write_text("precious")
+    os.link(tmp_path / "data/metadata.csv", tmp_path / "linked.csv")
+    (tmp_path / "symbolic.csv").symlink_to("data/metadata.csv")
+    os.mkfifo(tmp_path / "fifo")
+    before = sorted(tmp_path.rglob("*"))
+    script, *flags = command.split()
+    error = call_script(script, *flags, expect=2, cwd=tmp_path)
+    assert message in error and "choose another one" in error
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all(path.read_text() == "precious" for path in before if path.is_file())
+
+
+def test_stage_two_does_not_write_into_the_folder_of_an_encoder(stage_one, encoder_flags, data_dir, tmp_path):
+    """It would replace GPT-2's config.json by its own."""
+    flags = ("--checkpoint", stage_one / "vqa_checkpoint.pt", "--data-dir", data_dir, "--output-dir", encoder_flags[3])
+    assert "which --gpt2-model names" in call_script("fine_tune.py", *flags, expect=2, cwd=tmp_path)
+
+
+def test_results_are_not_written_among_the_images(stage_one, data_dir, tmp_path):
+    """Without a question_id the first picture is 0.png, a name that one's own images may have."""
+    shutil.copytree(data_dir / "images", tmp_path / "photos")
+    (tmp_path / "own.csv").write_text("image_path,question\nphotos/0001.png,What?\n")
+    flags = ("--checkpoint", stage_one / "vqa_checkpoint.pt", "--data-csv", "own.csv", "--results-dir", "photos")
+    error = call_script("test.py", *flags, expect=2, cwd=tmp_path)
+    assert "--results-dir photos would write into photos, which image_path names" in error
+
+
+def test_a_device_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="fifo exists and is no regular file"), atomic_write(tmp_path / "fifo"):
+        pass
+    assert (tmp_path / "fifo").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_lock_blocks_only_as_long_as_its_process_runs(train_flags, tmp_path):

@@ -117,7 +117,7 @@ def trained(loaded_encoders):
     model = VQAModel(loaded_encoders.image.visual, loaded_encoders.question.gpt2, len(vocab), ModelConfig(hidden_size=8))
     return model, {**describe_model(model, loaded_encoders, vocab), "stage": "feature extraction", "settings": {}, "epoch": 3,
                    "val_loss": 1.5, "trained_on": dict.fromkeys(("images", "questions"), torch.arange(3)),
-                   "weights": model.trainable_weights()}
+                   "training_texts": {}, "weights": model.trainable_weights()}
 
 
 def test_damaged_bytes_of_a_checkpoint(trained, tmp_path):

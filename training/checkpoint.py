@@ -17,7 +17,7 @@ from vocab import Vocab
 
 FORMAT = "generative-vqa checkpoint 3"
 KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss",
-        "trained_on")
+        "trained_on", "training_texts")
 ENCODER_NAMES = ("clip_model", "clip_pretrained", "gpt2_model")
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 # what reading an unreadable or foreign checkpoint raises
