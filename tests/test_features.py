@@ -36,7 +36,7 @@ def test_a_change_of_anything_that_states_depend_on_gives_new_states(change, enc
     if change == "weight":
         with torch.no_grad():
             encoders.image.visual.conv1.weight.mul_(2)
-        encoders.image.fingerprint = fingerprint(encoders.image.visual, "")
+        encoders.image.fingerprint = fingerprint(encoders.image.visual.state_dict())
     if change == "freeze boundary":
         model.unfreeze(2, 1)
     if change == "pooling":
