@@ -60,8 +60,8 @@ class Config:
     """1 = greedy search; more = beam search, ranked by mean log probability"""
     batch_size: int = 2048
     """questions answered at once; it does not change the answers"""
-    question_only_checkpoint: str = "output/question_only/vqa_checkpoint.pt"
-    """a model trained with --inputs question; it is one more floor if the file exists"""
+    question_only_checkpoint: str | None = "output/question_only/vqa_checkpoint.pt"
+    """a model trained with --inputs question; it is one more floor if the default file exists; None = without this floor"""
     true_answers: str | None = None
     """JSON file {question_id: text} with the best possible answers, if they are known; scored as the ceiling `oracle`"""
     allow_trained_images: bool = False
@@ -103,7 +103,7 @@ def check_settings(cfg):
         if path is not None and not (is_csv(path) and Path(path).is_file()):
             raise FileNotFoundError(f"{flag} {path} is no CSV file that exists")
     blind = cfg.question_only_checkpoint
-    if blind != Config.question_only_checkpoint and not Path(blind).is_file():
+    if blind not in (None, Config.question_only_checkpoint) and not Path(blind).is_file():
         raise FileNotFoundError(f"--question-only-checkpoint {blind} not found: train it with --inputs question, or leave the "
                                 "flag out")
     if cfg.against is not None and cfg.compare is None:
@@ -134,8 +134,7 @@ def choose_paths(cfg):
     cfg = dataclasses.replace(cfg, **outputs)
     data_flag = "--test-csv" if cfg.test_csv else "--data-csv" if cfg.data_csv else "--data-dir"
     inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint],
-              "--question-only-checkpoint": [cfg.question_only_checkpoint],
-              "--true-answers": [] if cfg.true_answers is None else [cfg.true_answers]}
+              "--question-only-checkpoint": [cfg.question_only_checkpoint], "--true-answers": [cfg.true_answers]}
     require_separate({"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json},
                      {"--results-dir": cfg.results_dir}, inputs)
     return cfg
@@ -199,8 +198,7 @@ def answers_of(trained, dataset, cfg, image_index=None):
 
 def question_only_floor(trained, rows, cfg):
     """{"question_only": texts} of the question-only model; {} if there is none that was trained on the same data."""
-    path = Path(cfg.question_only_checkpoint)
-    if not path.is_file():
+    if cfg.question_only_checkpoint is None or not (path := Path(cfg.question_only_checkpoint)).is_file():
         return {}
     blind = read_checkpoint(path)
     if blind.get("data") != trained.checkpoint.get("data"):

@@ -21,7 +21,7 @@ def is_text(text):
 def require_separate(files, folders, inputs):
     """Raise ValueError if an output of a script is also one of its inputs, or two outputs are one file.
 
-    files, folders: {flag: path} of what the script writes. inputs: {flag: paths} of the files and folders that it reads.
+    files, folders: {flag: path} of what the script writes. inputs: {flag: paths} of what it reads; a path may be None.
     Paths that lead to one file through links are the same. A target that exists must be a regular file, or a folder.
     """
     for kind, is_kind, outputs in (("regular file", os.path.isfile, files), ("folder", os.path.isdir, folders)):
@@ -29,7 +29,7 @@ def require_separate(files, folders, inputs):
             if os.path.exists(path) and not is_kind(path):
                 raise ValueError(f"{flag} {path} exists and is no {kind}: choose another one")
     outputs = [*files.items(), *folders.items()]
-    named = outputs + [(flag, path) for flag, paths in inputs.items() for path in paths]
+    named = outputs + [(flag, path) for flag, paths in inputs.items() for path in paths if path is not None]
     for number, (flag, path) in enumerate(outputs, 1):
         for other_flag, other in named[number:]:
             if is_same(path, other):

@@ -116,7 +116,7 @@ def run_variant(variant, seed, cfg):
         trained = stage_1
     call("test.py", *data, *shlex.split(variant.test), "--checkpoint", trained / "vqa_checkpoint.pt", "--split", cfg.split,
          "--num-pictures", 0, "--results-dir", folder / "results", "--results-csv", folder / "results.csv",
-         "--metrics-json", folder / "metrics.json", "--question-only-checkpoint", "none")
+         "--metrics-json", folder / "metrics.json", "--question-only-checkpoint", "None")
     write_json(folder / "run.json", made_with)
 
 

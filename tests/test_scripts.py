@@ -185,6 +185,7 @@ def test_a_question_only_model_has_its_own_folder_and_becomes_a_floor(trained, s
     blind = ["train.py", *encoder_flags, "--hidden-size", 24, "--inputs", "question", *LOOP]
     call_script(*blind, "--data-dir", data_dir, cwd=folder)
     assert "question_only" in score("--num-pictures", 0)[1]["floors"]
+    assert "question_only" not in score("--num-pictures", 0, "--question-only-checkpoint", "None")[1]["floors"]
     assert (folder / STAGE_ONE).read_bytes() == stage_1
     # a model that was trained on other rows may have seen these answers
     other = shutil.copytree(data_dir, tmp_path / "other")
