@@ -3,6 +3,7 @@
 Reads stage 1's checkpoint, which fixes encoders, vocabulary and model_config. Writes the same files as train.py into
 its own `output_dir`. The blocks below the freeze boundary stay constant: training starts from their stored outputs.
 """
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import train
 from common import distributed
 from common.device import Precision
+from common.files import is_same
 from features.overlap import count_trained, refuse_trained
 from preprocess import read_rows
 from training.checkpoint import load_model
@@ -25,6 +27,12 @@ from training.run_state import is_finished, lock_output_folder
 class Config(train.LoopConfig):
     checkpoint: str = "output/feature_extraction/vqa_checkpoint.pt"
     """stage 1's best checkpoint"""
+    clip_model: str | None = None
+    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
+    clip_pretrained: str | None = None
+    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
+    gpt2_model: str | None = None
+    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     output_dir: str = "output/fine_tuning"
     """where checkpoints, log and curves go"""
     clip_layers: int = 4
@@ -50,35 +58,39 @@ def check_settings(cfg):
     train.check_loop_settings(cfg)
     settings.check_ranges(cfg, clip_layers=(0, 1000), gpt2_layers=(0, 1000), clip_learning_rate=settings.POSITIVE,
                           gpt2_learning_rate=settings.POSITIVE)
-    if Path(cfg.output_dir).resolve() == Path(cfg.checkpoint).parent.resolve():
+    if is_same(cfg.output_dir, Path(cfg.checkpoint).parent):
         raise ValueError(f"--output-dir {cfg.output_dir} is stage 1's own folder: choose another one")
 
 
-def load_stage_one(path):
+def load_stage_one(cfg):
     """Stage 1's TrainedModel; prints what is taken from it. Raises ValueError for a fine-tuned checkpoint."""
-    stage_one = load_model(path)
+    path, stage_one = cfg.checkpoint, load_model(cfg.checkpoint, cfg)
     checkpoint = stage_one.checkpoint
     if any(checkpoint["trainable_blocks"].values()):
         raise ValueError(f"{path} is a fine-tuned checkpoint; stage 2 starts from stage 1's, such as {Config.checkpoint}")
-    taken = {**checkpoint["encoders"], **checkpoint["model_config"], "vocabulary": f"{len(checkpoint['vocab'])} words"}
-    del taken["fingerprints"]
+    taken = {**stage_one.encoders.names, **checkpoint["model_config"], "vocabulary": f"{len(checkpoint['vocab'])} words"}
     print(f"from {path} (epoch {checkpoint['epoch']}, validation loss {checkpoint['val_loss']:.4f}): "
           + ", ".join(f"{name} {value}" for name, value in taken.items()))
     return stage_one
 
 
 def read_stage_one_log(checkpoint, folder):
-    """[(stage, log)] of stage 1 for the curves, [] without a log. Prints a note if stage 1 was interrupted."""
+    """[(stage, log)] of stage 1 for the curves: the rows that hold numbers, [] if there are none.
+
+    Prints a note if the log cannot be read, or if stage 1 was interrupted.
+    """
     path = folder / "train_log.csv"
     if not path.is_file():
         return []
     try:
-        log = pd.read_csv(path).to_dict("records")
+        table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce").replace([math.inf, -math.inf], math.nan)
+        log = table.dropna(subset=["epoch", "train_loss", "val_loss"]).to_dict("records")
         finished = is_finished(log, checkpoint["settings"]["epochs"], checkpoint["settings"]["patience"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!s:.100}): delete it, it is only drawn beside stage 2's curves") from error
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        print(f"note: {path} cannot be read ({error!s:.100}): the curves show stage 2 alone")
+        return []
     if not finished:
-        print(f"note: stage 1 was interrupted after epoch {log[-1]['epoch']}; the same train.py command with --resume "
+        print(f"note: stage 1 was interrupted after epoch {log[-1]['epoch']:g}; the same train.py command with --resume "
               f"finishes it (its settings are in {folder / 'config.json'})")
     return [(checkpoint["stage"], log)]
 
@@ -88,20 +100,23 @@ def main(cfg):
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
-    stage_one = load_stage_one(cfg.checkpoint)
+    stage_one = load_stage_one(cfg)
+    encoder_names = stage_one.encoders.names
+    train.check_output_dir(cfg, encoder_names["clip_model"], encoder_names["gpt2_model"])
     earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
-    with lock_output_folder(cfg.output_dir):
+    with lock_output_folder(cfg):
         rows = read_rows(cfg.data_dir)
         torch.manual_seed(cfg.seed)
         model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
         answer_sampling = stage_one.checkpoint["settings"]["answer_sampling"]
         datasets = train.prepare(model, encoders, vocab, rows, cfg, precision, answer_sampling)
-        trained_on, unseen = stage_one.checkpoint["trained_on"], rows[rows["split"] != "train"]
-        counts = count_trained(unseen, datasets["train"].store.image_digests, trained_on)
+        unseen = rows[rows["split"] != "train"]
+        counts = count_trained(unseen, datasets["train"].store.image_digests, stage_one.checkpoint["trained_on"])
         refuse_trained(counts, "validation and test", cfg.checkpoint, cfg.allow_trained_images)
         learning_rates = {"head": cfg.learning_rate, "clip": cfg.clip_learning_rate, "gpt2": cfg.gpt2_learning_rate}
-        train.fit("fine tuning", model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
+        train.fit("fine tuning", model, encoders, datasets, learning_rates, cfg, precision, earlier_stages,
+                  stage_one.checkpoint)
 
 
 if __name__ == "__main__":

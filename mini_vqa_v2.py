@@ -6,6 +6,7 @@ and sha256 of each image) and, if images are missing, missing.csv. The same comm
 Prints how many rows were read, kept, and dropped for each reason, and the images and rows per split.
 """
 import csv
+import dataclasses
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Config:
     image_url: str = "http://images.cocodataset.org"
     """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_%012d.jpg"""
     pictures: bool = True
-    """link or download the images; with --no-pictures only the text files are written"""
+    """copy or download the images; with --no-pictures only the text files are written"""
     min_answer_words: int = 3
     """fewest words of a label that is kept, separated by white space"""
     min_agreement: int = 3
@@ -42,9 +43,11 @@ class Config:
     max_questions: int = 0
     """most questions to keep, chosen by a hash of the question id; 0 = all"""
     val_fraction: float = 0.1
-    """share of the images for validation, between 0 and 1"""
+    """share of the images for validation, 0 to 1"""
     test_fraction: float = 0.1
-    """share of the images for testing, between 0 and 1"""
+    """share of the images for testing, 0 to 1"""
+    split: Literal["train", "val", "test"] | None = None
+    """put all images into this split; none = a hash of image id and seed decides, by the two fractions"""
     workers: int = 16
     """threads that download and decode images"""
     seed: int = 42
@@ -56,6 +59,8 @@ COLUMNS = ("image_id", "question_id", "question", "answer", "image_path", "split
 
 def main(cfg):
     check_settings(cfg)
+    if cfg.split is not None:
+        cfg = dataclasses.replace(cfg, val_fraction=float(cfg.split == "val"), test_fraction=float(cfg.split == "test"))
     rows, held_out = read_rows(cfg)
     check_splits(rows, cfg)
     output_dir = Path(cfg.output_dir)
@@ -75,10 +80,9 @@ def main(cfg):
 def check_settings(cfg):
     """Raise ValueError or FileNotFoundError for settings that cannot work, before anything is read or downloaded."""
     settings.check_ranges(cfg, min_answer_words=settings.COUNT, min_agreement=settings.COUNT, max_questions=(0, 10 ** 9),
-                          workers=(1, 256), val_fraction=(1e-6, 1), test_fraction=(1e-6, 1))
-    if cfg.val_fraction + cfg.test_fraction >= 1:
-        raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction} leave no image "
-                         "for training: their sum must be below 1")
+                          workers=(1, 256), val_fraction=(0, 1), test_fraction=(0, 1))
+    if cfg.val_fraction + cfg.test_fraction > 1:
+        raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction}: their sum is above 1")
     check_address("--base-url", cfg.base_url)
     check_address("--image-url", cfg.image_url)
     for flag, folder in (("--vqa-dir", cfg.vqa_dir), ("--image-dir", cfg.image_dir), ("--output-dir", cfg.output_dir)):
@@ -234,9 +238,10 @@ def limit_rows(rows, max_questions):
 
 
 def check_splits(rows, cfg):
-    """Raise ValueError with the number of rows per split if a split has none."""
+    """Raise ValueError with the number of rows per split if a split has none, although it has a share of the images."""
     sizes = Counter(row["split"] for row in rows)
-    if any(sizes[split] == 0 for split in SPLITS):
+    wanted = {"train": cfg.val_fraction + cfg.test_fraction < 1, "val": cfg.val_fraction > 0, "test": cfg.test_fraction > 0}
+    if any(wanted[split] and sizes[split] == 0 for split in SPLITS):
         found = ", ".join(f"{split} {sizes[split]}" for split in SPLITS)
         raise ValueError(f"a split has no rows ({found}): keep more questions, or change --val-fraction "
                          f"{cfg.val_fraction}, --test-fraction {cfg.test_fraction} or --seed {cfg.seed}")

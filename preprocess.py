@@ -28,19 +28,20 @@ SEPARATORS = ",;\t"
 GROUPED_DIGITS = re.compile(r"\d{1,3}([,\u00a0\u202f]\d{3})+")  # 18,394: a spreadsheet's way to write the id 18394
 
 
-def read_rows(data_dir, need_answers=True):
+def read_rows(data_dir, need_answers=True, use_split=True):
     """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
 
     Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type, and `answers`:
     the list of all annotators' answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
-    question or a needed answer are dropped and counted. Raises FileNotFoundError or ValueError with one line.
+    question or a needed answer are dropped and counted. Without `use_split` all rows are in the split "test". Raises
+    FileNotFoundError or ValueError with one line.
     """
     csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
     refuse_device(csv_path)
     if not csv_path.is_file():
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
                                 "folder or CSV with --data-dir")
-    rows = read_csv(csv_path, need_answers)
+    rows = read_csv(csv_path, need_answers, use_split)
     check_image_paths(rows, csv_path)
     needed = ("question", "answer") if need_answers else ("question",)
     empty = (rows[list(needed)].apply(lambda column: column.str.strip()) == "").any(axis=1)
@@ -65,7 +66,14 @@ def data_folder(data_dir):
     return Path(data_dir).parent if is_csv(data_dir) else Path(data_dir)
 
 
-def read_csv(csv_path, need_answers=True):
+def data_paths(data_dir):
+    """The folders and files of `data_dir` that no output may replace. The images of a CSV may lie elsewhere."""
+    folder = data_folder(data_dir)
+    names = ("images", "metadata.csv", "qa_pairs.json", "held_out_annotators.json")
+    return [folder, Path(data_dir), *(folder / name for name in names)]
+
+
+def read_csv(csv_path, need_answers=True, use_split=True):
     """The CSV as text cells ('n/a' and 'None' are answers), with the optional columns filled in.
 
     Cells are separated by commas, semicolons or tabs: spreadsheets write semicolons in some countries.
@@ -87,7 +95,9 @@ def read_csv(csv_path, need_answers=True):
         rows["image_id"] = [posixpath.normpath(path) for path in rows["image_path"]]
     if "question_id" not in rows:
         rows["question_id"] = [str(number) for number in range(len(rows))]
-    if "split" not in rows or not need_answers:  # a file of questions alone has no use for a split
+    if not use_split:
+        rows["split"] = "test"
+    if "split" not in rows:
         rows["split"] = [split_of(path) for path in rows["image_path"]]
     for column in ("question_type", "answer_type"):
         if column not in rows:
@@ -167,11 +177,18 @@ def check_image_paths(rows, csv_path):
 def annotators_answers(rows, json_path):
     """The answers of all annotators for each row, from qa_pairs.json; [answer] for a row that is not in it.
 
-    Raises ValueError if JSON and CSV disagree: then one of them is from another run.
+    Such rows are counted. Raises ValueError if JSON and CSV disagree or share no row: then one of them is from another run.
     """
     if not json_path.is_file():
         return [[answer] for answer in rows["answer"]]
     pairs = read_pairs(json_path)
+    missing = rows.loc[~rows["question_id"].isin(list(pairs)), "question_id"]
+    if len(missing) == len(rows):
+        raise ValueError(f"{json_path} has none of the {len(rows)} rows of the CSV: no question_id is in both files (the CSV "
+                         f"has {missing.iloc[0]!r:.60}); give the CSV the column question_id, or remove the JSON")
+    if len(missing):
+        print(f"{json_path} lacks {len(missing)} of {len(rows)} rows, for example question {missing.iloc[0]!r:.60}: the "
+              "answer of the CSV is their only one")
     answers = []
     for row in rows[["question_id", "question", "answer", "image_path"]].to_dict("records"):
         pair = pairs.get(row["question_id"], row)
@@ -215,7 +232,7 @@ def read_held_out(data_dir, rows, split=None):
 
     An entry is a dict with question_id, image_id, split, answers (all annotations) and labels: for each annotator the
     label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes, or if it is of another
-    build: then an entry has other answers or another split than the same question in `rows`.
+    build: then an entry has other answers, or another split if that is asked for, than the same question in `rows`.
     """
     json_path = data_folder(data_dir) / "held_out_annotators.json"
     own_csv = is_csv(data_dir) and Path(data_dir).name != "metadata.csv"
@@ -226,7 +243,8 @@ def read_held_out(data_dir, rows, split=None):
         known = dict(zip(rows["question_id"], zip(rows["answers"], rows["split"], strict=True), strict=True))
         for entry in entries:
             check_held_out(**entry)
-            if known.get(str(entry["question_id"]), (entry["answers"], entry["split"])) != (entry["answers"], entry["split"]):
+            answers, own_split = known.get(str(entry["question_id"]), (entry["answers"], entry["split"]))
+            if answers != entry["answers"] or (split is not None and own_split != entry["split"]):
                 raise ValueError(f"question {entry['question_id']} has other answers or another split than in metadata.csv")
     return [entry for entry in entries if split in (None, entry["split"])]
 
@@ -274,6 +292,14 @@ def answer_choices(rows):
 def training_answers(rows, answer_sampling):
     """All answers (list of str) that training may show. The vocabulary is built from them."""
     return [text for texts in answer_choices(rows) for text in texts] if answer_sampling == "humans" else list(rows["answer"])
+
+
+def require_annotators(rows):
+    """Raise ValueError if `answer_choices` leaves nothing to choose: every row has only its label."""
+    if all(set(texts) == {label} for texts, label in zip(answer_choices(rows), rows["answer"], strict=True)):
+        raise ValueError(f"--answer-sampling humans: none of the {len(rows)} training rows has another answer than its "
+                         "label; put the annotators' answers into qa_pairs.json beside the CSV, or use "
+                         "train.py --answer-sampling majority")
 
 
 class VQADataset:
@@ -351,10 +377,12 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
 
     The model is moved to the device. `folder`: what image_path is relative to. All `rows` are decoded and encoded, so
     that a later script finds them in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted.
-    `answer_sampling` is for "train" only.
+    `answer_sampling` is for "train" only. Raises ValueError if it is "humans" and no training row has more than its label.
     """
     for split in splits:
         rows_of_split(rows, split)  # an empty split is found before minutes of encoding
+    if answer_sampling == "humans":
+        require_annotators(rows_of_split(rows, "train"))
     model.to(precision.device)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
     rows = pixels.readable(rows)

@@ -2,6 +2,7 @@
 
 Reads a checkpoint and the data folder. Writes vqa_test_results.csv, vqa_test_metrics.json, and into `results_dir` a
 gallery page, sample images with their answers, and two charts. Also:
+    python test.py --test-csv other.csv                                     score all rows of another CSV
     python test.py --image photo.jpg --question "What is on the table?"     one question about one image
     python test.py --data-csv questions.csv                                 your own questions, without answers
     python test.py --compare A.csv B.csv                                    B - A, paired by question
@@ -10,13 +11,14 @@ gallery page, sample images with their answers, and two charts. Also:
 """
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common import settings  # first: before torch
 from common.device import Precision
-from common.files import is_text, refuse_device, write_json
+from common.files import is_text, refuse_device, require_separate, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
 from evaluation.fonts import report_missing_characters
@@ -24,9 +26,9 @@ from evaluation.gallery import draw_prediction, drawn_texts
 from evaluation.generation import answer_dataset, answer_image
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
-from evaluation.results import file_name, result_rows, write_results
+from evaluation.results import answer_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
-from preprocess import build_datasets, data_folder, read_held_out, read_rows
+from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
 from training.checkpoint import load_model, read_checkpoint
 
 
@@ -34,10 +36,18 @@ from training.checkpoint import load_model, read_checkpoint
 class Config:
     checkpoint: str = "output/fine_tuning/vqa_checkpoint.pt"
     """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's"""
+    clip_model: str | None = None
+    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
+    clip_pretrained: str | None = None
+    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
+    gpt2_model: str | None = None
+    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
     split: Literal["train", "val", "test"] = "test"
     """the rows to answer"""
+    test_csv: str | None = None
+    """answer and score all rows of this CSV instead; its column split does not count"""
     results_csv: str = "output/vqa_test_results.csv"
     """one row per question"""
     metrics_json: str = "output/vqa_test_metrics.json"
@@ -50,8 +60,8 @@ class Config:
     """1 = greedy search; more = beam search, ranked by mean log probability"""
     batch_size: int = 2048
     """questions answered at once; it does not change the answers"""
-    question_only_checkpoint: str = "output/question_only/vqa_checkpoint.pt"
-    """a model trained with --inputs question; it is one more floor if the file exists"""
+    question_only_checkpoint: str | None = "output/question_only/vqa_checkpoint.pt"
+    """a model trained with --inputs question; it is one more floor if the default file exists; None = without this floor"""
     true_answers: str | None = None
     """JSON file {question_id: text} with the best possible answers, if they are known; scored as the ceiling `oracle`"""
     allow_trained_images: bool = False
@@ -84,11 +94,18 @@ def check_settings(cfg):
     settings.check_ranges(cfg, beam_size=(1, 256), batch_size=settings.COUNT, seed=settings.SEED, workers=settings.WORKERS,
                           num_pictures=(0, 10_000))
     modes = {"--compare": cfg.compare, "--baselines-only": cfg.baselines_only or None, "--image": cfg.image,
-             "--data-csv": cfg.data_csv}
+             "--data-csv": cfg.data_csv, "--test-csv": cfg.test_csv}
     if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:
         raise ValueError(f"{' and '.join(chosen)} cannot be used together: choose one of them")
-    if chosen and cfg.true_answers is not None:
-        raise ValueError(f"--true-answers cannot be used with {chosen[0]}: it is for the answers to a split")
+    if chosen and chosen != ["--test-csv"] and cfg.true_answers is not None:
+        raise ValueError(f"--true-answers cannot be used with {chosen[0]}: it is for answers that are scored")
+    for flag, path in (("--data-csv", cfg.data_csv), ("--test-csv", cfg.test_csv)):
+        if path is not None and not (is_csv(path) and Path(path).is_file()):
+            raise FileNotFoundError(f"{flag} {path} is no CSV file that exists")
+    blind = cfg.question_only_checkpoint
+    if blind not in (None, Config.question_only_checkpoint) and not Path(blind).is_file():
+        raise FileNotFoundError(f"--question-only-checkpoint {blind} not found: train it with --inputs question, or leave the "
+                                "flag out")
     if cfg.against is not None and cfg.compare is None:
         raise ValueError("--against names the results of B: give those of A with --compare")
     if cfg.compare is not None and not cfg.against and len(cfg.compare) != 2:
@@ -99,16 +116,41 @@ def check_settings(cfg):
         raise ValueError(f"--question {cfg.question!a:.60} is empty or no valid UTF-8 text")
 
 
+def choose_paths(cfg):
+    """`cfg` with the CSV to answer as its data_dir, and with other default outputs where the last scored results must stay.
+
+    Raises ValueError if an output would replace what is read.
+    """
+    outputs = {}
+    if cfg.baselines_only:
+        outputs = {"metrics_json": "output/baselines_metrics.json"}
+    elif cfg.data_csv is not None:
+        outputs = {"results_csv": "output/own_results.csv", "results_dir": "results/own"}
+    outputs = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
+    for name, value in outputs.items():
+        print(f"{getattr(Config, name)} is for answered splits: writing {value} instead")
+    if own_csv := cfg.test_csv or cfg.data_csv:  # all its rows are answered
+        outputs |= {"data_dir": own_csv, "split": "test"}
+    cfg = dataclasses.replace(cfg, **outputs)
+    data_flag = "--test-csv" if cfg.test_csv else "--data-csv" if cfg.data_csv else "--data-dir"
+    inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint],
+              "--question-only-checkpoint": [cfg.question_only_checkpoint], "--true-answers": [cfg.true_answers]}
+    require_separate({"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json},
+                     {"--results-dir": cfg.results_dir}, inputs)
+    return cfg
+
+
 def answer_split(cfg):
-    """Answer and score one split; write and print everything."""
-    trained, rows = load_model(cfg.checkpoint), read_rows(cfg.data_dir)
-    datasets = load_datasets(trained, rows, cfg, ("train", cfg.split))
-    dataset, answer_max_len = datasets[cfg.split], trained.model.config.answer_max_len
-    tested, train_rows = (datasets[split].rows.to_dict("records") for split in (cfg.split, "train"))
+    """Answer and score one split, or all rows of `test_csv`; write and print everything."""
+    trained = load_model(cfg.checkpoint, cfg)
+    rows, held_out = read_scored_rows(cfg)
+    dataset = load_dataset(trained, rows, cfg)
+    tested, answer_max_len = dataset.rows.to_dict("records"), trained.model.config.answer_max_len
+    texts = trained.checkpoint["training_texts"]
+    train_rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     trained_images = count_trained(dataset.rows, dataset.store.image_digests, trained.checkpoint["trained_on"])
     if cfg.split != "train":  # training rows are asked for by name
         refuse_trained(trained_images, cfg.split, cfg.checkpoint, cfg.allow_trained_images)
-    held_out = read_held_out(cfg.data_dir, rows, cfg.split)
     oracle = oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
 
     answers = answers_of(trained, dataset, cfg)
@@ -122,17 +164,32 @@ def answer_split(cfg):
     scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings | oracle,
                                [answer.confidence for answer in answers], held_out, [row["answer"] for row in train_rows])
 
-    metrics = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, "trained_images": trained_images, **metrics}
+    metrics = {"checkpoint": str(cfg.checkpoint), "split": None if cfg.test_csv else cfg.split, "test_csv": cfg.test_csv,
+               "trained_images": trained_images, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
     write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
-def load_datasets(trained, rows, cfg, splits):
-    """{split: VQADataset} for a TrainedModel, which is moved to the device."""
-    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, data_folder(cfg.data_dir), cfg,
-                          Precision(cfg.device), splits)
+def read_scored_rows(cfg):
+    """(rows of `data_dir`, entries of `read_held_out`). All rows of --test-csv are in the split that is scored."""
+    rows = read_rows(cfg.data_dir, use_split=cfg.test_csv is None)
+    if cfg.test_csv is not None:
+        print(f"answering all {len(rows)} rows of {cfg.test_csv}; its column split does not count")
+        return rows, read_held_out(cfg.data_dir, rows)
+    print(f"answering {(rows['split'] == cfg.split).sum()} of {len(rows)} rows of {cfg.data_dir}, those of the split "
+          f"{cfg.split}; --test-csv answers all rows of a CSV")
+    return rows, read_held_out(cfg.data_dir, rows, cfg.split)
+
+
+def load_dataset(trained, rows, cfg):
+    """The VQADataset of the split `cfg.split` for a TrainedModel, which is moved to the device."""
+    folder = data_folder(cfg.data_dir)
+    image_folders = sorted({os.path.dirname(folder / path) for path in rows["image_path"].unique()})
+    require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": image_folders})
+    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, Precision(cfg.device),
+                          (cfg.split,))[cfg.split]
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
@@ -141,8 +198,7 @@ def answers_of(trained, dataset, cfg, image_index=None):
 
 def question_only_floor(trained, rows, cfg):
     """{"question_only": texts} of the question-only model; {} if there is none that was trained on the same data."""
-    path = Path(cfg.question_only_checkpoint)
-    if not path.is_file():
+    if cfg.question_only_checkpoint is None or not (path := Path(cfg.question_only_checkpoint)).is_file():
         return {}
     blind = read_checkpoint(path)
     if blind.get("data") != trained.checkpoint.get("data"):
@@ -150,8 +206,8 @@ def question_only_floor(trained, rows, cfg):
         return {}
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
-    blind = load_model(path)
-    dataset = load_datasets(blind, rows, cfg, (cfg.split,))[cfg.split]
+    blind = load_model(path, cfg)
+    dataset = load_dataset(blind, rows, cfg)
     return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
 
 
@@ -173,12 +229,9 @@ def oracle_ceiling(question_ids, path):
 
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
-    trained = load_model(cfg.checkpoint)
-    if not Path(cfg.data_csv).exists():
-        raise FileNotFoundError(f"--data-csv {cfg.data_csv}: no such file")
-    cfg = dataclasses.replace(cfg, data_dir=cfg.data_csv)
-    rows = read_rows(cfg.data_csv, need_answers=False).assign(split="test")  # all rows
-    dataset = load_datasets(trained, rows, cfg, ("test",))["test"]
+    trained = load_model(cfg.checkpoint, cfg)
+    rows = read_rows(cfg.data_csv, need_answers=False, use_split=False)
+    dataset = load_dataset(trained, rows, cfg)
     answers = answers_of(trained, dataset, cfg)
     write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
@@ -186,14 +239,16 @@ def answer_csv(cfg):
 
 def answer_one(cfg):
     """Answer one question about one image; print the answer and draw it under the image."""
-    precision, trained = Precision(cfg.device), load_model(cfg.checkpoint)
+    precision, trained = Precision(cfg.device), load_model(cfg.checkpoint, cfg)
     trained.model.to(precision.device)
     answer = answer_image(trained, cfg.image, cfg.question, precision, cfg.beam_size)
     row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
-    target = Path(cfg.results_dir) / f"{file_name(Path(cfg.image).stem)}_answer.png"
+    target = Path(cfg.results_dir) / answer_name(cfg.image, cfg.question)
     report_missing_characters(drawn_texts([row]))
     draw_prediction(row, target)
-    print(f"question: {cfg.question}\nanswer: {answer.text}\nconfidence: {answer.confidence:.2f}\nimage: {target}")
+    for name, value in (("question", cfg.question), ("answer", answer.text), ("confidence", f"{answer.confidence:.2f}"),
+                        ("image", target)):
+        print(settings.printable(f"{name}: {value}"))
 
 
 def score_baselines(cfg):
@@ -206,26 +261,20 @@ def score_baselines(cfg):
     print(f"\nscores {cfg.metrics_json}")
 
 
-def other_outputs(cfg, **outputs):
-    """`cfg` with other default outputs, so that the results of the last answered split are not overwritten."""
-    defaults = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
-    for name, value in defaults.items():
-        print(f"{getattr(Config, name)} is for answered splits: writing {value} instead")
-    return dataclasses.replace(cfg, **defaults)
-
-
 def main(cfg):
     check_settings(cfg)
     choose_bleu_tokenizer(cfg.bleu_tokenize)
     if cfg.compare is not None:
         sides = (cfg.compare, cfg.against) if cfg.against else (cfg.compare[:1], cfg.compare[1:])
         print_comparison(*sides)
-    elif cfg.baselines_only:
-        score_baselines(other_outputs(cfg, metrics_json="output/baselines_metrics.json"))
+        return
+    cfg = choose_paths(cfg)
+    if cfg.baselines_only:
+        score_baselines(cfg)
     elif cfg.image is not None:
         answer_one(cfg)
     elif cfg.data_csv is not None:
-        answer_csv(other_outputs(cfg, results_csv="output/own_results.csv", results_dir="results/own"))
+        answer_csv(cfg)
     else:
         answer_split(cfg)
 

@@ -6,6 +6,7 @@ passes its frozen encoder once; the outputs are stored in `cache_dir`.
 """
 import dataclasses
 import math
+import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -18,12 +19,13 @@ from tqdm import tqdm
 
 from common import distributed, terminal
 from common.device import Precision, explain_out_of_memory
+from common.files import require_separate
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
-from features.encoders import load_encoders
+from features.encoders import fingerprint, load_encoders
 from features.overlap import trained_hashes
 from model import ModelConfig, VQAModel
-from preprocess import build_datasets, data_folder, read_rows, report_answers, rows_of_split, training_answers
+from preprocess import build_datasets, data_folder, data_paths, read_rows, report_answers, rows_of_split, training_answers
 from training.checkpoint import describe_model
 from training.optimizer import learning_rates_of, make_optimizer, schedule, set_learning_rates, steps_taken
 from training.run_state import Run, is_finished, lock_output_folder
@@ -66,7 +68,9 @@ class LoopConfig:
     seed: int = 42
     """of weights, order and dropout"""
     resume: bool = False
-    """continue the interrupted run in output_dir"""
+    """continue the run in output_dir, also with more epochs"""
+    overwrite: bool = False
+    """replace the run in output_dir by a new one"""
 
 
 @dataclass
@@ -89,22 +93,25 @@ BLIND_OUTPUT_DIRS = {"question": "output/question_only", "image": "output/image_
 CHECK_EVERY = 50  # steps between two checks of the loss: a check synchronises the device
 NUM_SAMPLES = 8  # in samples.csv
 LONGEST_DEFAULT = 64  # answer_max_len that is chosen for long training answers
+TRAINING_TEXTS = ("question", "answer", "question_type")  # columns of the training rows that a checkpoint holds
 
 
-def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), trained_on=None):
+def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages=(), stage_one=None):
     """Train until the last epoch, or until `patience` epochs brought no lower validation loss.
 
     `datasets`: {"train": VQADataset, "val": VQADataset}. `learning_rates`: {"head": max_lr, ...}, one for each group of
-    `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. `trained_on`: what the
-    earlier stage was trained on. Returns the log: one dict per epoch, epoch 0 is before training. Same seed, same machine:
-    same weights and losses, resumed or not (on CPU).
+    `model.parameter_groups()`. `earlier_stages`: [(name, log)], drawn beside this stage's curves. `stage_one`: the
+    checkpoint that the training starts from. Returns the log: one dict per epoch, epoch 0 is before training. Same seed,
+    same machine: same weights and losses, resumed or not (on CPU).
     """
     terminal.outlive_readers()
-    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on)
+    run = start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, stage_one)
     parallel_model = distributed.data_parallel(model)
     # start from last.pt, or measure the untrained model: a broken evaluation fails before the first step
     if cfg.resume:
         run.resume()
+        if is_finished(run.log, cfg.epochs, cfg.patience):
+            print("this run has ended: with more --epochs or a larger --patience it goes on")
     else:
         evaluate_epoch(0, time.perf_counter(), 0, 0.0, datasets, run, cfg, precision)
     while not is_finished(run.log, cfg.epochs, cfg.patience):
@@ -115,21 +122,24 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
             samples_per_s = len(datasets["train"]) / (time.perf_counter() - started)
             evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cfg, precision)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; the epochs before it are saved: the same "
-                                    "command with --resume continues") from None
+            raise KeyboardInterrupt(f"stopped in epoch {epoch}, which is lost; {run.how_to_continue()}") from None
     best = min(run.log, key=lambda row: row["val_loss"])
     print(f"best epoch {best['epoch']} of {run.log[-1]['epoch']}: validation loss {best['val_loss']:.4f}, "
           f"checkpoint {run.folder / 'vqa_checkpoint.pt'}")
     return run.log
 
 
-def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, trained_on):
+def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, stage_one):
     """The Run of a training, with a fresh optimizer, and the checkpoint entries that stay the same."""
     train_set, val_set = datasets["train"], datasets["val"]
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
               "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
                        "images": train_set.store.pixels_key},
-              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests, trained_on)}
+              "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests,
+                                           stage_one["trained_on"] if stage_one else None),
+              "stage_one": fingerprint(stage_one["weights"]) if stage_one else None,
+              # test.py scores what these texts alone can answer; equal texts are one object, which is saved once
+              "training_texts": {name: list(map(sys.intern, train_set.rows[name])) for name in TRAINING_TEXTS}}
     # the same few validation questions are answered after every epoch: one can watch the model learn
     samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()
     return Run(cfg.output_dir, model, make_optimizer(model, learning_rates, cfg.weight_decay), precision.scaler(), header,
@@ -199,7 +209,7 @@ def generator(seed, epoch):
 
 def require_progress(loss, where, run):
     """Raise ValueError, with the place and the last good checkpoint, if the loss is not finite or every fp16 step overflows."""
-    last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}"
+    last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}" if run.saved else "no checkpoint is saved yet"
     if not math.isfinite(loss):
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         rates = ", ".join(f"learning_rate_{name} {rate:.3g}" for name, rate in rates.items())
@@ -212,10 +222,19 @@ def require_progress(loss, where, run):
 
 def check_loop_settings(cfg):
     """Raise ValueError if a setting that both stages share is out of range."""
+    if cfg.resume and cfg.overwrite:
+        raise ValueError("--resume continues the run in --output-dir and --overwrite replaces it: give one of them")
     settings.check_ranges(
         cfg, epochs=settings.COUNT, batch_size=settings.COUNT, patience=settings.COUNT, workers=settings.WORKERS,
         seed=settings.SEED, learning_rate=settings.POSITIVE, max_grad_norm=settings.POSITIVE, weight_decay=(0, 10),
         warmup_fraction=(0, 1), label_smoothing=(0, 0.99))
+
+
+def check_output_dir(cfg, clip_model, gpt2_model):
+    """Raise ValueError if the run would write into the folder of its data or of an encoder."""
+    require_separate({}, {"--output-dir": cfg.output_dir}, {
+        "--data-dir": data_paths(cfg.data_dir), "--clip-model": [clip_model.removeprefix("local-dir:")],
+        "--gpt2-model": [gpt2_model]})
 
 
 def main(cfg):
@@ -226,10 +245,11 @@ def main(cfg):
     if cfg.inputs in BLIND_OUTPUT_DIRS and cfg.output_dir == Config.output_dir:
         cfg = dataclasses.replace(cfg, output_dir=BLIND_OUTPUT_DIRS[cfg.inputs])
         print(f"--inputs {cfg.inputs}: writing to {cfg.output_dir}; {Config.output_dir} is for the model of both inputs")
+    check_output_dir(cfg, cfg.clip_model, cfg.gpt2_model)
     precision = Precision(cfg.device, cfg.amp)
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
-    with lock_output_folder(cfg.output_dir):
+    with lock_output_folder(cfg):
         rows = read_rows(cfg.data_dir)
         answers = training_answers(rows_of_split(rows, "train"), cfg.answer_sampling)
         vocab = Vocab.build(answers, cfg.min_word_freq, whole_answers=cfg.decoder == "classifier")

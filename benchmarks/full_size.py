@@ -15,13 +15,15 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all weights are local
 
+from common import settings  # first: before torch
+
+# isort: split
 import numpy as np
 import torch
 
 import train
 from benchmarks.inputs import ANSWERS, QUESTIONS, ROOT, SEED, draw_text, write_encoders
 from benchmarks.timing import MEGABYTE, run_process
-from common import settings
 from common.device import Precision
 from common.files import write_json
 from features.arrays import new_array, open_tensor

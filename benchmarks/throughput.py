@@ -20,6 +20,9 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all weights are local
 
+from common import settings  # first: before torch
+
+# isort: split
 import torch
 
 import fine_tune
@@ -27,7 +30,6 @@ import train
 from benchmarks.inputs import ANSWER_WORDS, ROOT, SEED, write_data, write_encoders
 from benchmarks.plain_loop import PlainRows
 from benchmarks.timing import count_operations, describe_machine, measure_rate, run_process
-from common import settings
 from common.device import Precision
 from common.files import write_json
 from evaluation.generation import answer_dataset

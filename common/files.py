@@ -29,6 +29,32 @@ def refuse_device(path):
         raise ValueError(f"{path} is no regular file")
 
 
+def require_separate(files, folders, inputs):
+    """Raise ValueError if an output of a script is also one of its inputs, or two outputs are one file.
+
+    files, folders: {flag: path} of what the script writes. inputs: {flag: paths} of what it reads; a path may be None.
+    Paths that lead to one file through links are the same. A target that exists must be a regular file, or a folder.
+    """
+    for kind, is_kind, outputs in (("regular file", os.path.isfile, files), ("folder", os.path.isdir, folders)):
+        for flag, path in outputs.items():
+            if os.path.exists(path) and not is_kind(path):
+                raise ValueError(f"{flag} {path} exists and is no {kind}: choose another one")
+    outputs = [*files.items(), *folders.items()]
+    named = outputs + [(flag, path) for flag, paths in inputs.items() for path in paths if path is not None]
+    for number, (flag, path) in enumerate(outputs, 1):
+        for other_flag, other in named[number:]:
+            if is_same(path, other):
+                raise ValueError(f"{flag} {path} would {'write into' if flag in folders else 'overwrite'} {other}, which "
+                                 f"{other_flag} names: choose another one")
+
+
+def is_same(path, other):
+    """Whether two paths are one file or folder, through symbolic and hard links too; neither has to exist."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 @contextlib.contextmanager
 def atomic_write(path, durable=True):
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else delete it.
@@ -39,6 +65,8 @@ def atomic_write(path, durable=True):
     and call os.sync() once after them.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a rename would replace a device
+        raise OSError(f"{path} exists and is no regular file: choose another name, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays: Pillow and matplotlib choose the format by it
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")

@@ -10,6 +10,12 @@ from common import terminal
 
 terminal.replace_closed_streams()
 terminal.watch_imports()
+# OpenMP's threads wait for each other in a loop: this often, and then they give up their core. By itself OpenMP takes 300,000,
+# and on a machine with other programs every step then waits for a thread that has no core (docs/machines.md). OpenMP reads the
+# variable when torch is imported.
+SPIN_COUNT = "3000"
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}:
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # C++ logs stacks of errors that it raises too; torch reads it once
 
 # ranges of settings that several scripts have
@@ -20,6 +26,10 @@ MIN_COLUMNS = 40  # of the terminal, for --help
 # how torch, the threads of Python, and the operating system say that there is too little memory, or too many threads
 NO_MEMORY = re.compile("can't allocate memory|cannot allocate memory|out of memory|can't start new thread|bad_alloc|"
                        "resource temporarily unavailable|failed to map segment", re.I)
+# control characters, line ends, marks that turn the direction of writing, and bytes that are no UTF-8
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# user:password@, with or without http:// before it; the limits keep the search fast in long texts
+PASSWORD = re.compile(r"(?<=://)\S{0,300}@|[\w.%+-]{1,100}:(?!//)\S{0,300}@")
 
 
 def run(main, config_class):
@@ -48,7 +58,7 @@ def run(main, config_class):
         message, status = explain(error, config_class)
         if os.environ.get("VQA_DEBUG") or not message:
             raise
-        print(f"{process}{' '.join(message.split())}", file=sys.stderr)
+        print(f"{process}{printable(message.strip())}", file=sys.stderr)
         sys.exit(status)
     finally:
         sys.stdout.flush()  # a failure is treated here, and not in the interpreter's end
@@ -91,9 +101,15 @@ def print_settings(cfg):
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         mark = " " if value == field.default else "*"
-        text = f"  {mark} {field.name} = {value}"
-        print(text.encode("utf-8", "backslashreplace").decode())  # a flag may hold bytes that are no UTF-8
+        print(printable(f"  {mark} {field.name} = {value}"))
     sys.stdout.flush()
+
+
+def printable(text):
+    """`text` as one line for a terminal: what could control it is escaped, and passwords in addresses are hidden."""
+    text = PASSWORD.sub("***@", UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def check_ranges(cfg, **ranges):

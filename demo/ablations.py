@@ -108,14 +108,15 @@ def run_variant(variant, seed, cfg):
     stage_1, trained = run_folder(STAGE_1, seed, cfg), folder
     if variant.fine_tune is not None:
         call("fine_tune.py", *data, *shlex.split(f"{cfg.fine_tune_flags} {variant.fine_tune}"), "--seed", seed,
-             "--checkpoint", stage_1 / "vqa_checkpoint.pt", "--output-dir", folder)
+             "--checkpoint", stage_1 / "vqa_checkpoint.pt", "--output-dir", folder, "--overwrite")
     elif variant.train or variant == STAGE_1:
-        call("train.py", *data, *shlex.split(f"{cfg.train_flags} {variant.train}"), "--seed", seed, "--output-dir", folder)
+        call("train.py", *data, *shlex.split(f"{cfg.train_flags} {variant.train}"), "--seed", seed, "--output-dir", folder,
+             "--overwrite")
     else:
         trained = stage_1
     call("test.py", *data, *shlex.split(variant.test), "--checkpoint", trained / "vqa_checkpoint.pt", "--split", cfg.split,
          "--num-pictures", 0, "--results-dir", folder / "results", "--results-csv", folder / "results.csv",
-         "--metrics-json", folder / "metrics.json", "--question-only-checkpoint", "none")
+         "--metrics-json", folder / "metrics.json", "--question-only-checkpoint", "None")
     write_json(folder / "run.json", made_with)
 
 

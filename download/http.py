@@ -12,6 +12,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from common.settings import printable
+
 TIMEOUTS = (5, 15)  # seconds to connect, and to wait for the next bytes
 NUM_RETRIES = 6  # of a request that got no usable answer; with 5 a busy server still loses images
 BACKOFF = 0.5  # seconds: the retries wait for 0, 1, 2, 4, 8 and 16 s
@@ -118,4 +120,4 @@ def describe(error):
     while inner := error.__cause__ or error.__context__ or next((x for x in error.args if isinstance(x, Exception)), None):
         error = inner
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return "".join(letter if letter.isprintable() else "?" for letter in reason[:MAX_REASON])
+    return "".join(letter if letter.isprintable() else "?" for letter in printable(reason)[:MAX_REASON])

@@ -1,4 +1,4 @@
-"""The images of the kept rows: downloaded, or linked from a local folder. Only images that can be decoded are accepted.
+"""The images of the kept rows: downloaded, or copied from a local folder. Only images that can be decoded are accepted.
 
 Writes images/, manifest.csv (size and sha256 of each image, so that the next run need not decode it again) and, if
 images are missing, missing.csv (name and reason).
@@ -9,7 +9,6 @@ import io
 import multiprocessing
 import os
 import re
-import shutil
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -33,7 +32,7 @@ MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)
 
 
 def collect_images(names, output_dir, subset, image_dir, image_url, workers):
-    """Put the images `names` into output_dir/images: links to `image_dir`, or downloads if that is None.
+    """Put the images `names` into output_dir/images: copies from `image_dir`, or downloads if that is None.
 
     Returns the set of missing names, and the copies: {name: first name with the same bytes}. missing.csv lists the missing
     names with reasons; their number and examples are printed. Raises ValueError if more than MAX_MISSING_SHARE are missing
@@ -46,8 +45,8 @@ def collect_images(names, output_dir, subset, image_dir, image_url, workers):
     known = read_manifest(output_dir / "manifest.csv")
     max_missing = MAX_MISSING_SHARE * len(names)
     if image_dir is not None:
-        link = partial(link_image, Path(image_dir), subset, known, folder)
-        complete, failed = run_in_threads("linking", names, link, workers)
+        copy = partial(copy_image, Path(image_dir), subset, known, folder)
+        complete, failed = run_in_threads("copying", names, copy, workers)
     else:
         present = [name for name in names if (folder / name).exists()]
         complete, _ = run_in_threads("checking", present, partial(check_file, known, folder), workers)
@@ -141,20 +140,20 @@ def download_image(session, folder_url, folder, name):
     return len(body), hashlib.sha256(body).hexdigest()
 
 
-def link_image(image_dir, subset, known, folder, name):
-    """Hard-link or copy one image of `image_dir` or its subfolder; returns (bytes, sha256). Raises ValueError."""
+def copy_image(image_dir, subset, known, folder, name):
+    """Copy one image of `image_dir` or its subfolder; returns (bytes, sha256). Raises ValueError.
+
+    A hard link would save space, but whoever edits the copy would edit the original.
+    """
     path, source = folder / name, image_dir / name
     if not source.exists():
         source = image_dir / subset / name
     body, found = read_file(source)
     if known.get(name) != found:
         check_image(body)
-    if not (path.exists() and (path.samefile(source) or path.read_bytes() == body)):
+    if not (path.exists() and path.read_bytes() == body):
         with atomic_write(path, durable=False) as temporary:
-            try:
-                os.link(source.resolve(), temporary)
-            except OSError:  # another file system, or one without hard links
-                shutil.copyfile(source, temporary)
+            temporary.write_bytes(body)
     return found
 
 

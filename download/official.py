@@ -9,6 +9,7 @@ from pathlib import Path
 import pooch
 from tqdm import tqdm
 
+from common.settings import printable
 from download.http import download_body, open_session
 
 JSON_NAMES = {"questions": "v2_OpenEnded_mscoco_{}_questions.json", "annotations": "v2_mscoco_{}_annotations.json"}
@@ -37,13 +38,16 @@ def find_official(vqa_dir, subset, kind, base_url):
         if (folder / found).is_file():
             return folder / found, name
     url = f"{base_url.rstrip('/')}/{zip_name}"
-    print(f"downloading {url}", flush=True)
+    print(printable(f"downloading {url}"), flush=True)
     pooch.get_logger().setLevel("ERROR")
     try:
         pooch.retrieve(url, SHA256[zip_name], zip_name, folder, downloader=download_zip)
     except ValueError as error:
         raise ValueError(f"--vqa-dir {folder} holds no {name}, {name}.gz or {zip_name}, and downloading {url} failed "
                          f"({error}): run again, put one of the files there, or name a mirror with --base-url") from error
+    except OSError as error:  # a full disk: writing names no file
+        error.filename = error.filename or str(folder / zip_name)
+        raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted while downloading {zip_name}: run again to continue") from None
     return folder / zip_name, name

@@ -5,10 +5,12 @@ import numpy as np
 import pandas as pd
 
 from common.files import refuse_device
+from common.settings import printable
 from evaluation.bootstrap import difference_over_seeds, interval_name
 from evaluation.metrics import SCORE_COLUMNS
 
 COMPARED = (*SCORE_COLUMNS, "confidence")  # columns of a results CSV
+SAME = ("question", "answer", "image_id")  # columns that two results share if they answer the same questions
 CHANGED_ROWS = 5  # shown at either end of a comparison
 
 
@@ -23,7 +25,7 @@ def print_comparison(paths_a, paths_b):
     print(f"\n{len(groups)} questions on {groups.nunique()} images, {number} result{'s' * (number > 1)} on each side, "
           f"B - A [{interval}]; above zero B is better")
     for side, paths in (("A", paths_a), ("B", paths_b)):
-        print(f"  {side} = {', '.join(map(str, paths))}")
+        print(printable(f"  {side} = {', '.join(map(str, paths))}"))
     for name in COMPARED:
         a, b = (np.array([table[f"{name}_{side}"] for table in tables]) for side in "ab")  # (pairs, questions)
         difference, low, high = difference_over_seeds(b, a, groups)
@@ -42,8 +44,8 @@ def print_changed_rows(table):
     for title, rows in (("most improved", changed[::-1]), ("most worsened", changed)):
         print(f"\n{title}")
         for row in rows[:CHANGED_ROWS].itertuples():
-            print(f"  {row.change:+6.1f}  {row.question_a}  label: {row.answer_a}  A: {row.prediction_a}  "
-                  f"B: {row.prediction_b}")
+            print(printable(f"  {row.change:+6.1f}  {row.question_a}  label: {row.answer_a}  A: {row.prediction_a}  "
+                            f"B: {row.prediction_b}"))
 
 
 def join_all(paths_a, paths_b):
@@ -77,13 +79,17 @@ def join_results(path_a, path_b):
 
 
 def check_same_questions(path_a, a, path_b, b, suffix=""):
-    """Raise ValueError unless both tables hold the same questions, once each, with the same labels."""
-    labels_a, labels_b = (dict(zip(table["question_id"], table[f"answer{suffix}"], strict=True)) for table in (a, b))
-    if not len(a) == len(b) == len(labels_a) or labels_a.keys() != labels_b.keys() or not labels_a:
+    """Raise ValueError unless both tables hold the same questions, once each, with the same texts, labels and images."""
+    ids = set(a["question_id"])
+    if not len(a) == len(b) == len(ids) or ids != set(b["question_id"]) or not ids:
         raise ValueError(f"--compare: {path_a} ({len(a)} rows) and {path_b} ({len(b)} rows) answer different questions; "
                          "compare runs of test.py on the same data and split")
-    if labels_a != labels_b:
-        raise ValueError(f"--compare: {path_a} and {path_b} hold different labels for the same questions")
+    a, b = (table.sort_values("question_id") for table in (a, b))
+    for name in SAME:
+        differ = a[f"{name}{suffix}"].to_numpy() != b[f"{name}{suffix}"].to_numpy()
+        if differ.any():
+            raise ValueError(f"--compare: {path_a} and {path_b} differ in the {name} of question "
+                             f"{a['question_id'].to_numpy()[differ][0]!r:.60}; compare runs of test.py on the same data")
 
 
 def read_results(path):
@@ -98,7 +104,11 @@ def read_results(path):
         raise ValueError(f"--compare: {path} is not a results CSV of test.py: it lacks {', '.join(sorted(missing))}")
     if (table[list(COMPARED)] == "").any(axis=None):
         raise ValueError(f"--compare: {path} holds answers without scores")
-    table[list(COMPARED)] = table[list(COMPARED)].apply(pd.to_numeric, errors="coerce")
-    if not np.isfinite(table[list(COMPARED)]).all(axis=None):
-        raise ValueError(f"--compare: {path} is not a results CSV of test.py: it has scores that are no numbers")
+    for name in COMPARED:
+        highest, numbers = 1 if name == "confidence" else 100, pd.to_numeric(table[name], errors="coerce")
+        wrong = table.loc[~numbers.between(0, highest), name]
+        if len(wrong):
+            raise ValueError(f"--compare: {path} is not a results CSV of test.py: {name} {wrong.iloc[0]!r:.60} is no number "
+                             f"from 0 to {highest} ({len(wrong)} such rows)")
+        table[name] = numbers
     return table

@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import regex
 
+from common.settings import printable
 from evaluation.baselines import display_name, one_annotator
 from evaluation.bootstrap import (
     MIN_TYPE_ROWS,
@@ -116,7 +117,7 @@ def _cell(value):
 
 def print_types(kind, table, hidden):
     """The headline per answer type or question type."""
-    parts = [f"{name} {entry[HEADLINE]['value']:.1f} (n={entry['n']})" for name, entry in table.items()]
+    parts = [f"{printable(name)} {entry[HEADLINE]['value']:.1f} (n={entry['n']})" for name, entry in table.items()]
     line = f"\nBLEU by {kind.replace('_', ' ')}: {', '.join(parts) or f'no type has {MIN_TYPE_ROWS} rows'}"
     if hidden:
         line += f"; hidden, with fewer than {MIN_TYPE_ROWS} rows: {sum(hidden.values())} rows of {len(hidden)} types"

@@ -16,6 +16,7 @@ from evaluation.metrics import SCORE_COLUMNS
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
            "question_type", "answer_type")
+CHARTS = ("overview", "scores", "calibration")  # PNGs beside the single images, which are named after their question_id
 
 
 def result_rows(rows, answers, folder, scores=None):
@@ -70,7 +71,16 @@ def remove_earlier_samples(folder, names):
 def file_name(text):
     """`text` as a file name of at most 100 bytes: any character but letters, digits, points and dashes becomes "_".
 
-    A changed name ends in a hash of the text, so that two texts never share a name.
+    A changed name ends in a hash of the text, so that two texts never share a name. So does the name of a chart.
     """
     name = re.sub(r"[^\w.-]", "_", text).encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
-    return name if name == text else f"{name}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    return name if name == text and name.lower() not in CHARTS else f"{name}-{short_hash(text)}"
+
+
+def answer_name(image, question):
+    """The file name of a drawn answer. Images of one name in two folders, or two questions about one image, do not share it."""
+    return f"{file_name(Path(image).stem)}_answer_{short_hash(f'{Path(image).absolute()} {question}')}.png"
+
+
+def short_hash(text):
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

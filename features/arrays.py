@@ -1,9 +1,15 @@
-"""Memory-mapped arrays in the cache folder. A file's name holds a hash of everything its content depends on."""
+"""Memory-mapped arrays in the cache folder. A file's name holds a hash of everything its content depends on.
+
+A file is a .npy file with its checksum appended.
+"""
 import contextlib
 import hashlib
 import json
 import os
+import struct
 import tokenize
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +20,9 @@ from common.files import atomic_write, remove_temporaries
 
 # numpy has no bfloat16: its bits are stored as int16
 STORED = {torch.float32: np.dtype(np.float32), torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(np.int16)}
+CHECKSUM_BYTES = 4
+CHUNK = 1 << 24  # bytes of a file that one thread reads at a time
+VERIFIED = set()  # `version_of` the files whose checksum this process has computed or compared
 SECONDS_UNTIL_LEFT_OVER = 3600  # a temporary file that was not written for so long is of a killed run
 DAMAGED = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError)  # what np.load raises
 
@@ -43,8 +52,12 @@ def new_array(target, shape, dtype):
             distributed.broadcast(temporary)
             yield array
             array.flush()
+            size = array.offset + array.nbytes
             del array
             distributed.barrier()
+            with open(temporary, "ab") as stream:
+                stream.write(checksum(temporary, size))
+        VERIFIED.add(version_of(target))
     distributed.barrier()  # rank 0 has renamed the file
 
 
@@ -58,8 +71,29 @@ def as_numpy(tensor):
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def checksum(path, size):
+    """CRC-32 of the CRC-32s of the chunks that make up the first `size` bytes of a file. Takes about a second per GB."""
+    def chunk_checksum(start):
+        with open(path, "rb") as stream:
+            stream.seek(start)
+            return zlib.crc32(stream.read(min(CHUNK, size - start)))
+
+    with ThreadPoolExecutor() as pool:
+        checksums = list(pool.map(chunk_checksum, range(0, size, CHUNK)))
+    return struct.pack("<I", zlib.crc32(struct.pack(f"<{len(checksums)}I", *checksums)))
+
+
+def version_of(path):
+    """Values that change when a file is written."""
+    status = os.stat(path)
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def open_array(path, count):
-    """The stored array of `count` rows, memory-mapped; writes to it stay in memory. Raises ValueError if it is damaged."""
+    """The stored array of `count` rows, memory-mapped; writes to it stay in memory. Raises ValueError if it is damaged.
+
+    Call `require_whole` before reading from it.
+    """
     try:
         array = np.load(path, mmap_mode="c")  # never unpickles
     except DAMAGED as error:
@@ -69,13 +103,43 @@ def open_array(path, count):
     return array
 
 
+def require_whole(array):
+    """Raise ValueError if the file of an array from `open_array` does not hold the bytes that were written.
+
+    The checksum is compared once in a process, by rank 0.
+    """
+    require_length(array)
+    path, size = array.filename, array.offset + array.nbytes
+    if distributed.get_rank() > 0 or (version := version_of(path)) in VERIFIED:
+        return
+    with open(path, "rb") as stream:
+        stream.seek(size)
+        expected = stream.read()
+    if checksum(path, size) != expected:
+        raise ValueError(f"{path} is damaged (its checksum differs): delete it and run again")
+    VERIFIED.add(version)
+
+
+def require_length(array):
+    """Raise ValueError if another program has changed the length of the file of an array from `open_array`.
+
+    Reading beyond the end of the file would kill the process. A call takes a microsecond: call it for every batch.
+    """
+    found, expected = array.base.size(), array.offset + array.nbytes + CHECKSUM_BYTES
+    if found != expected:
+        raise ValueError(f"{array.filename} is damaged (it has {found} bytes instead of {expected}): delete it and run again")
+
+
 def open_tensor(path, count):
-    """The stored array as a memory-mapped tensor of `count` rows."""
+    """The stored array as a memory-mapped tensor of `count` rows; its attribute `array` is for `require_length`."""
     array = open_array(path, count)
     if array.dtype not in STORED.values():
         raise ValueError(f"{path} is damaged (it holds {array.dtype}): delete it and run again")
+    require_whole(array)
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+    tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+    tensor.array = array
+    return tensor
 
 
 def hash_of(value):

@@ -8,6 +8,7 @@ import logging
 import math
 import pickle
 import string
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,18 +18,21 @@ import requests
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import logging as hub_logging
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from torchvision import transforms
 
 from common.files import refuse_device
 from features.arrays import hash_of
+from features.weights import find_weights_file, is_torchscript, read_visual_weights, similar_model
 
 # errors of a missing file in the hub's cache, of a damaged one, and of the network
 NOT_FOUND = (OSError, ValueError, SafetensorError)
 # errors that a damaged or foreign weights file raises
-BROKEN_WEIGHTS = (RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
+BROKEN_WEIGHTS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError,
+                  SafetensorError, zipfile.BadZipFile)
 
 # values of the configs that change what an encoder computes and that its weights do not show
 TRANSFORM_SETTINGS = ("interpolation", "resize_mode", "fill_color")
@@ -86,23 +90,21 @@ def load_encoders(clip_model, clip_pretrained, gpt2_model):
 def load_image_encoder(clip_model, clip_pretrained):
     """CLIP's image tower by open_clip's name and tag (or weights file), or by `local-dir:FOLDER`.
 
-    The text tower is not built. Raises ValueError or FileNotFoundError if weights are missing or do not fit.
+    The text tower is not loaded. Raises ValueError or FileNotFoundError if weights are missing or do not fit.
     """
     import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-    weights, preprocess = find_clip_weights(clip_model, clip_pretrained)
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    visual = build_image_tower(clip_model, clip_pretrained)
+    with refuse_config(clip_model):
+        quick_gelu = isinstance(visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+    weights, preprocess = find_clip_weights(clip_model, clip_pretrained, quick_gelu)
+    visual.preprocess_cfg = merge_preprocess_dict(visual.preprocess_cfg, preprocess)
     try:
-        with refuse_config(clip_model), torch.device("meta"):  # shapes only: random weights would cost time and memory
-            visual = open_clip.create_model(clip_model, load_weights=False, force_preprocess_cfg=preprocess,
-                                            device="meta").visual.eval()
         # strict: a missing weight or another shape is an error; assign: no copy
         visual.load_state_dict(read_visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
-    if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
-        raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
     block = visual.transformer.resblocks[0]
     with refuse_config(clip_model):
         preprocess_cfg = PreprocessCfg(**visual.preprocess_cfg)
@@ -117,7 +119,7 @@ def load_image_encoder(clip_model, clip_pretrained):
               "epsilon": [module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)],
               "pool_type": visual.pool_type, "final_ln_after_pool": visual.final_ln_after_pool}
     return ImageEncoder(visual, transforms.Compose(resize), mean, std, transform,
-                        fingerprint(visual, config, transform, mean, std))
+                        fingerprint(visual.state_dict(), config, transform, mean, std))
 
 
 @contextlib.contextmanager
@@ -131,8 +133,8 @@ def refuse_config(clip_model):
                          f"{error!s:.200})") from error
 
 
-def find_clip_weights(clip_model, clip_pretrained):
-    """The weights file, and the preprocessing settings of its tag ({} for a file or folder)."""
+def build_image_tower(clip_model, clip_pretrained):
+    """open_clip's image tower without weights, in eval mode. Raises an error if there is no such model, or no plain ViT."""
     import open_clip
     if clip_model.startswith("local-dir:"):
         folder = Path(clip_model.removeprefix("local-dir:"))
@@ -140,44 +142,40 @@ def find_clip_weights(clip_model, clip_pretrained):
             raise FileNotFoundError(f"--clip-model {clip_model}: no open_clip_config.json in {folder}")
         for path in folder.iterdir():
             refuse_device(path)
-        found = [path for suffix in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{suffix}"))]
-        if not found:
-            raise FileNotFoundError(f"--clip-model {clip_model}: no weights file in {folder} (open_clip_model.safetensors)")
-        return found[0], {}
-    config = open_clip.get_model_config(clip_model)
-    if config is None:
-        raise ValueError(f"--clip-model {clip_model} is not a model of open_clip; the default is ViT-B-32-quickgelu, "
-                         "a local folder is local-dir:FOLDER")
-    tag = open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
-    if not tag:
-        if Path(clip_pretrained).is_file():
-            return clip_pretrained, {}
-        raise FileNotFoundError(f"--clip-pretrained {clip_pretrained} is neither a weights file nor a tag of {clip_model}; "
-                                f"tags: {', '.join(open_clip.list_pretrained_tags_by_model(clip_model))}")
-    if tag.get("quick_gelu", False) != config.get("quick_gelu", False):
-        # open_clip only warns, and every feature would be slightly wrong
-        raise ValueError(f"--clip-model {clip_model} and --clip-pretrained {clip_pretrained} differ in their activation "
-                         "(QuickGELU): OpenAI's weights need --clip-model ViT-B-32-quickgelu")
+    elif clip_model not in open_clip.list_models():
+        raise ValueError(f"--clip-model {clip_model} is not a model of open_clip; a similar one is "
+                         f"{similar_model(clip_model, clip_pretrained)}, a local folder is local-dir:FOLDER")
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip logs its steps on the root logger
+    with refuse_config(clip_model), torch.device("meta"):  # shapes only: random weights would cost time and memory
+        # text_cfg: the smallest text tower, as it is not used; that of a folder could load any model of transformers
+        visual = open_clip.create_model(clip_model, load_weights=False, device="meta", text_cfg={"layers": 1}).visual
+    if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
+        raise ValueError(f"--clip-model {clip_model} is not a plain vision transformer; use one such as ViT-B-32-quickgelu")
+    return visual.eval()
+
+
+def find_clip_weights(clip_model, clip_pretrained, quick_gelu):
+    """The weights file, and the preprocessing settings of its tag ({} for a file or folder).
+
+    `quick_gelu`: whether the model has this activation. Raises ValueError if the weights are known to need it and it has not:
+    open_clip only warns, and every feature would be slightly wrong.
+    """
+    import open_clip
+    is_folder = clip_model.startswith("local-dir:")
+    tag = None if is_folder else open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
+    path = None if tag else find_weights_file(clip_model, clip_pretrained)
+    if not quick_gelu and (is_torchscript(path) if path else tag.get("quick_gelu")):
+        remedy = '"quick_gelu": true in open_clip_config.json' if is_folder else f"--clip-model {clip_model}-quickgelu"
+        raise ValueError(f"--clip-model {clip_model} lacks QuickGELU, the activation of its weights {path or clip_pretrained}: "
+                         f"use {remedy}")
+    if path:
+        return path, {}
     preprocess = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     repository, _, filename = tag.get("hf_hub", "").rpartition("/")
     if not repository:
         return open_clip.download_pretrained(tag), preprocess
     download = partial(hf_hub_download, repository, filename or "open_clip_model.safetensors")
     return from_cache_or_hub(download, f"{clip_model} ({clip_pretrained})", "--clip-model local-dir:FOLDER"), preprocess
-
-
-def read_visual_weights(path):
-    """{name: float32 tensor} of the image tower in a weights file. From a safetensors file nothing else is read."""
-    if str(path).endswith(".safetensors"):
-        with safe_open(path, "pt") as stream:
-            weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
-    else:
-        from open_clip.factory import load_state_dict
-        weights = load_state_dict(str(path), weights_only=True)
-    found = {name.removeprefix("visual."): tensor.float() for name, tensor in weights.items() if name.startswith("visual.")}
-    if not found:
-        raise KeyError("it holds no image tower of open_clip")
-    return found
 
 
 def from_cache_or_hub(load, model, local_flag):
@@ -192,7 +190,9 @@ def from_cache_or_hub(load, model, local_flag):
     try:
         if constants.HF_HUB_OFFLINE:
             raise FileNotFoundError("HF_HUB_OFFLINE is set")
-        requests.head(constants.ENDPOINT, timeout=5)
+        if requests.head(constants.ENDPOINT, timeout=5).status_code >= 500:
+            raise FileNotFoundError("the hub is down")
+        hub_logging.set_verbosity_error()  # it prints HF_ENDPOINT, with a password that it may hold, at every retry
         return load(local_files_only=False)
     except (*NOT_FOUND, HfHubHTTPError) as error:
         raise FileNotFoundError(
@@ -212,10 +212,12 @@ def load_question_encoder(gpt2_model):
     transformers_logging.disable_progress_bar()
 
     def load(local_files_only):
-        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only)
+        # False: code that comes with a model never runs, and nobody is asked whether it may
+        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only, trust_remote_code=False)
         # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
         gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
-                                                 attn_implementation="sdpa", output_loading_info=True)
+                                                 attn_implementation="sdpa", output_loading_info=True,
+                                                 trust_remote_code=False)
         return tokenizer, gpt2, report
 
     if Path(gpt2_model).is_dir():
@@ -240,12 +242,12 @@ def load_question_encoder(gpt2_model):
         raise ValueError(f"--gpt2-model {gpt2_model}: its tokenizer has no end-of-text token")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     config = {name: getattr(gpt2.config, name) for name in GPT2_SETTINGS}
-    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2, config, tokenizer(list(TEXTS))["input_ids"],
+    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2.state_dict(), config, tokenizer(list(TEXTS))["input_ids"],
                                                                tokenizer.eos_token_id, sorted(tokenizer.get_vocab().items())))
 
 
-def fingerprint(module, *values):
-    """32 hex digits that change with the name, shape, dtype or bytes of any weight, and with the values (JSON).
+def fingerprint(weights, *values):
+    """32 hex digits that change with any name, shape, dtype or bytes of `weights` (a dict), and with the values (JSON).
 
     Nothing that a library prints goes in, such as repr(module): it changes from release to release.
     """
@@ -255,5 +257,5 @@ def fingerprint(module, *values):
         return [name, list(tensor.shape), str(tensor.dtype), hashlib.blake2b(data, digest_size=16).hexdigest()]
 
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 350 MB take a fraction of a second
-        tensors = list(pool.map(digest, sorted(module.state_dict().items())))
+        tensors = list(pool.map(digest, sorted(weights.items())))
     return hash_of([tensors, values])

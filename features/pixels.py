@@ -2,6 +2,7 @@
 
 The file's name holds a hash of the images' bytes and of the transform, so an outdated file is never read.
 """
+import errno
 import functools
 import hashlib
 import json
@@ -19,10 +20,13 @@ from tqdm import tqdm
 from common import distributed
 from common.files import is_device, write_json
 from common.images import UNREADABLE, keep_memory, open_image
+from common.settings import printable
 from features.arrays import hash_of, new_array, open_array, still_writing
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
-DECODE_VERSION = 2  # part of the hash: raise it if decoding gives other pixels
+DECODE_VERSION = 3  # part of the hash: raise it if decoding gives other pixels
+# error numbers that mean that a file will not open the next time either
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 IMAGES_PER_TASK = 32  # a worker process gets this many at once
 # forking is at once, spawned processes import torch again; macOS has libraries that fail after a fork, Windows has no fork
 START_METHOD = "fork" if hasattr(os, "fork") and sys.platform != "darwin" else "spawn"
@@ -72,14 +76,21 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
 
 
 def file_digest(path):
-    """Hash of a file's bytes, or None if it cannot be read."""
+    """Hash of a file's bytes, or None if it cannot be opened. Raises OSError if reading fails for another reason."""
     if is_device(path):
         return None
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise passing_error(path, error) from error
         return None
+
+
+def passing_error(path, error):
+    """The OSError for an image file that cannot be read now, which says nothing about the image."""
+    return OSError(f"{path} cannot be read now ({error.strerror}): check the disk or the network, and run again")
 
 
 def available_cores():
@@ -110,6 +121,8 @@ class ImageFiles(Dataset):
         try:
             self.pixels[row] = decode_image(self.folder / self.paths[row], self.resize)
         except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno:  # of the system; Pillow's own errors have no number
+                raise passing_error(self.folder / self.paths[row], error) from error
             return row, str(error) or type(error).__name__
         return row, None
 
@@ -139,15 +152,18 @@ def build_pixels(target, files, size, workers):
             unreadable |= others
         require_few_unreadable(unreadable, len(files))
         if distributed.get_rank() == 0:
-            write_json(target.with_suffix(".json"), {"unreadable": dict(sorted(unreadable.items()))})
+            unreadable = dict(sorted(unreadable.items()))
+            write_json(target.with_suffix(".json"), {"unreadable": unreadable, "checksum": hash_of(unreadable)})
         vars(files).pop("pixels", None)
         del pixels  # see new_array
 
 
 def batches_of(loader):
-    """The batches of `loader`. Raises ValueError if one of its worker processes dies."""
+    """The batches of `loader`. Raises ValueError if one of its worker processes dies, OSError if it raises one."""
     try:
         yield from loader
+    except OSError as error:
+        raise OSError(str(error).splitlines()[-1].removeprefix("OSError: ")) from error  # without the worker's traceback
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -158,7 +174,10 @@ def batches_of(loader):
 def read_unreadable(path):
     """{image path: reason} from the file beside the pixel store. Raises ValueError if it is damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["unreadable"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if hash_of(content["unreadable"]) != content["checksum"]:
+            raise ValueError("its checksum differs")
+        return dict(content["unreadable"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error!s:.100}): delete it with the .npy file beside it and run again") from error
 
@@ -172,4 +191,4 @@ def require_few_unreadable(unreadable, total):
 
 
 def first_reasons(unreadable):
-    return "; ".join(f"{path} ({reason})" for path, reason in sorted(unreadable.items())[:5])
+    return "; ".join(printable(f"{path} ({reason})") for path, reason in sorted(unreadable.items())[:5])

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from common import distributed
 from common.device import compute_in_slices, slices_of
-from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor, still_writing
+from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor, require_length, require_whole, still_writing
 from vocab import nfc
 
 # images or questions per batch; on a CPU larger batches make every layer allocate its memory anew
 ENCODE_BATCH = {"cpu": 16, "mps": 64, "cuda": 1024}
-STATES_VERSION = 2  # part of every hash: raise it if an encode_*_frozen computes something else
+STATES_VERSION = 3  # part of every hash: raise it if an encode_*_frozen computes something else
 DEVICE_SHARE = 0.4  # of the free device memory that one store may fill; a larger store stays in host memory
 
 
@@ -38,6 +38,8 @@ class FeatureStore:
 
     def select(self, states, index):
         """Rows `index` (B,), a CPU tensor, of one of the two stores, on the device."""
+        if hasattr(states, "array"):
+            require_length(states.array)
         if states.device == self.device:
             return states[to_device_soon(index, self.device)]
         rows = states[index]
@@ -86,6 +88,9 @@ def tokenize_questions(tokenizer, questions, question_max_len):
 def encode_images(model, image_encoder, pixels, cache_dir, precision):
     """States of all images at the freeze boundary: a memory-mapped tensor (N, D_i) or (N, T, W)."""
     def encode(rows):
+        if rows.start == 0:  # not earlier: a run that finds the states does not read the pixels
+            require_whole(pixels.pixels)
+        require_length(pixels.pixels)
         batch = torch.from_numpy(pixels.pixels[rows]).to(precision.device)
         return model.encode_image_frozen(image_encoder.normalize(batch))
 

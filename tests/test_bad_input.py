@@ -14,12 +14,15 @@ from conftest import call_script, call_scripts, start
 from PIL import Image
 
 from common.device import Precision
+from common.files import atomic_write
 from common.images import open_image
 from evaluation.generation import answer_image
 from features.arrays import open_array
 from features.encoders import ImageEncoder
 from features.pixels import decode_images
+from fine_tune import read_stage_one_log
 from training.checkpoint import load_model, read_checkpoint, save_checkpoint
+from training.curves import draw_curves
 from vocab import SPECIALS, Vocab
 
 RED_ABOVE_BLUE = np.concatenate([np.full((20, 40, 3), (220, 30, 30), np.uint8), np.full((20, 40, 3), (30, 30, 220), np.uint8)])
@@ -123,6 +126,18 @@ def test_an_unreadable_image_is_named_with_the_reason(name, encoders, make_model
         ask(tmp_path / "a.png", encoders, make_model())
 
 
+def test_control_characters_of_names_and_cells_are_escaped(encoders, train_flags, tmp_path, capsys):
+    """An escape sequence in a file's name could rewrite the terminal, and a line end could add lines to a log."""
+    name = "a\x1b[2J\nerror: \u202e\x9b.png"
+    for path in [name, *map(str, range(200))]:
+        Image.new("RGB", (8, 8)).save(tmp_path / path, "PNG") if path != name else (tmp_path / path).touch()
+    assert decode_images(tmp_path, [name, *map(str, range(200))], encoders.image, tmp_path / "cache", 1).unreadable
+    assert r"a\x1b[2J\nerror: \u202e\x9b.png (" in capsys.readouterr().out
+    (tmp_path / "own.csv").write_text('image_path,question,answer,split\na.png,q,a,"x\x1b[2J\ny"\n')
+    for flags in (["--data-dir", "own.csv"], ["--data-dir", "x\x1b[2J\ny.csv"]):
+        assert r"x\x1b[2J\ny" in call_script("train.py", *train_flags, *flags, expect=2, cwd=tmp_path)
+
+
 # ---- settings
 
 @pytest.mark.parametrize("command", [
@@ -142,6 +157,7 @@ def test_absurd_settings_are_one_line_that_names_flag_and_value(command, tmp_pat
     ("--compare a.csv", "--compare needs two results, or as many as --against; it has 1"),
     ("--compare a.csv b.csv c.csv", "--compare needs two results, or as many as --against; it has 3"),
     ("--compare a.csv b.csv --against c.csv", "--compare has 2 results and --against 1"),
+    ("--question-only-checkpoint blind.pt", "--question-only-checkpoint blind.pt not found: train it with --inputs question"),
     ("--against a.csv b.csv", "--against names the results of B: give those of A with --compare")])
 def test_a_comparison_that_cannot_be_made_is_one_line(flags, message, tmp_path):
     """One file gave a box of the command line's parser instead."""
@@ -166,14 +182,43 @@ def test_entries_that_an_older_checkpoint_lacks_get_their_defaults(stage_one, tm
     assert load_model(tmp_path / "older.pt").model.config.image_pooling == "pooled"
 
 
-@pytest.mark.parametrize("damage", [lambda text: text.replace(",", ";"), lambda text: "", lambda text: text.split("\n")[0]],
-                         ids=["saved with semicolons", "empty", "header only"])
-def test_a_damaged_log_of_stage_one_is_one_line(damage, stage_one, data_dir, tmp_path):
+SPREADSHEETS = {  # name: (what a spreadsheet or an accident makes of stage 1's log, rows that can still be drawn)
+    "semicolons": (lambda text: text.replace(",", ";"), 0),
+    "decimal commas": (lambda text: text.replace(",", ";").replace(".", ","), 0),
+    "empty": (lambda text: "", 0),
+    "header only": (lambda text: text.split("\n")[0], 0),
+    "a workbook": (lambda text: "PK\3\4" + text[::-1], 0),
+    "no loss": (lambda text: text.replace("train_loss", "Spalte 2"), 0),
+    "a column of words": (lambda text: text.replace("epoch", "a").replace("val_bleu", "epoch"), 2),
+    "a date": (lambda text: text.replace("\n1,", "\n01.01.1970,"), 1),
+    "infinite": (lambda text: text.replace("\n0,", "\ninf,"), 1),
+    "blank rows": (lambda text: text.replace("\n", "\n" + "," * text.split("\n")[0].count(",") + "\n"), 2),
+    "words as rates": (lambda text: text.replace("0.0,0,", "zero,none,"), 2),
+}
+
+
+@pytest.mark.parametrize("name", SPREADSHEETS)
+def test_stage_two_draws_what_can_be_read_of_the_log_of_stage_one(name, stage_one, tmp_path, capsys):
+    """It was an error, although stage 2 needs no log."""
+    damage, rows = SPREADSHEETS[name]
+    checkpoint = read_checkpoint(stage_one / "vqa_checkpoint.pt")
+    (tmp_path / "train_log.csv").write_text(damage((stage_one / "train_log.csv").read_text()))
+    stages = read_stage_one_log(checkpoint, tmp_path)
+    assert [len(log) for _, log in stages] == [rows] * (rows > 0)
+    assert ("train_log.csv cannot be read" in capsys.readouterr().out) == (rows == 0)
+    own = [{"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "learning_rate_head": 0.1} for epoch in range(2)]
+    draw_curves([*stages, ("fine tuning", own)], tmp_path / "loss_plot.png")
+
+
+def test_stage_two_needs_only_the_checkpoint_of_stage_one(stage_one, data_dir, session_cache, tmp_path):
     shutil.copytree(stage_one, tmp_path / "run")
-    (tmp_path / "run/train_log.csv").write_text(damage((stage_one / "train_log.csv").read_text()))
-    error = call_script("fine_tune.py", "--checkpoint", "run/vqa_checkpoint.pt", "--data-dir", data_dir, expect=2, cwd=tmp_path)
-    assert "run/train_log.csv is damaged" in error and "delete it" in error
-    assert not (tmp_path / "output").exists()
+    for name in ("last.pt", "train_log.csv", "config.json"):
+        (tmp_path / "run" / name).write_bytes(b"damaged")
+    flags = ["--data-dir", data_dir, "--cache-dir", session_cache, "--epochs", 1, "--clip-layers", 0, "--gpt2-layers", 1]
+    output = call_script("fine_tune.py", "--checkpoint", "run/vqa_checkpoint.pt", *flags, cwd=tmp_path)
+    assert output.count("note: run/train_log.csv cannot be read") == 1 and "best epoch" in output
+    assert "run/last.pt is not a checkpoint of this program, or is damaged" in call_script(
+        "fine_tune.py", "--checkpoint", "run/last.pt", *flags, expect=2, cwd=tmp_path)
 
 
 def test_stored_arrays_are_never_unpickled(tmp_path):
@@ -223,6 +268,71 @@ def test_folders_without_write_permission(train_flags, stage_one, data_dir, sess
     assert all(re.fullmatch("error: .*Permission denied.*locked.*", error) for error in errors)
     assert not list((tmp_path / "locked").iterdir()) and not (tmp_path / "run").exists()
     assert "verdict:" in output
+
+
+# ---- outputs
+
+@pytest.mark.parametrize("command, message", [
+    ("test.py --data-csv own.csv --results-csv own.csv", "--results-csv own.csv would overwrite own.csv, which --data-csv"),
+    ("test.py --test-csv own.csv --metrics-json ./own.csv", "--metrics-json ./own.csv would overwrite own.csv, which"),
+    ("test.py --data-csv output/own_results.csv", "--results-csv output/own_results.csv would overwrite"),
+    ("test.py --data-dir data --results-csv data/metadata.csv", "would overwrite data/metadata.csv, which --data-dir names"),
+    ("test.py --data-dir data --metrics-json data/qa_pairs.json", "would overwrite data/qa_pairs.json, which --data-dir names"),
+    ("test.py --data-dir data --results-csv linked.csv", "would overwrite data/metadata.csv, which --data-dir names"),
+    ("test.py --data-dir data --results-csv symbolic.csv", "would overwrite data/metadata.csv, which --data-dir names"),
+    ("test.py --data-dir data --results-dir data", "--results-dir data would write into data, which --data-dir names"),
+    ("test.py --data-dir data --results-dir data/images", "would write into data/images, which --data-dir names"),
+    ("test.py --checkpoint c.pt --metrics-json c.pt", "--metrics-json c.pt would overwrite c.pt, which --checkpoint names"),
+    ("test.py --question-only-checkpoint c.pt --metrics-json c.pt", "which --question-only-checkpoint names"),
+    ("test.py --true-answers own.csv --metrics-json own.csv", "would overwrite own.csv, which --true-answers names"),
+    ("test.py --results-csv new --metrics-json new", "--results-csv new would overwrite new, which --metrics-json names"),
+    ("test.py --baselines-only --data-dir data --metrics-json data/metadata.csv", "which --data-dir names"),
+    ("test.py --results-csv fifo", "--results-csv fifo exists and is no regular file"),
+    ("test.py --results-csv data", "--results-csv data exists and is no regular file"),
+    ("test.py --metrics-json /dev/null", "--metrics-json /dev/null exists and is no regular file"),
+    ("test.py --results-dir c.pt", "--results-dir c.pt exists and is no folder"),
+    ("train.py --data-dir data --output-dir data", "--output-dir data would write into data, which --data-dir names"),
+    ("train.py --data-dir own.csv --output-dir .", "--output-dir . would write into ., which --data-dir names"),
+    ("train.py --gpt2-model data --output-dir data/.", "--output-dir data/. would write into data, which --gpt2-model names"),
+    ("train.py --clip-model local-dir:data --output-dir data", "which --clip-model names"),
+    ("train.py --output-dir c.pt", "--output-dir c.pt exists and is no folder")])
+def test_an_output_that_is_an_input_or_no_file_is_refused_before_anything_is_read(command, message, tmp_path):
+    """The results of a night replaced the questions, or the checkpoint that gave them."""
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "output").mkdir()
+    for name in ("own.csv", "c.pt", "data/metadata.csv", "data/qa_pairs.json", "output/own_results.csv"):
+        (tmp_path / name).write_text("precious")
+    os.link(tmp_path / "data/metadata.csv", tmp_path / "linked.csv")
+    (tmp_path / "symbolic.csv").symlink_to("data/metadata.csv")
+    os.mkfifo(tmp_path / "fifo")
+    before = sorted(tmp_path.rglob("*"))
+    script, *flags = command.split()
+    error = call_script(script, *flags, expect=2, cwd=tmp_path)
+    assert message in error and "choose another one" in error
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all(path.read_text() == "precious" for path in before if path.is_file())
+
+
+def test_stage_two_does_not_write_into_the_folder_of_an_encoder(stage_one, encoder_flags, data_dir, tmp_path):
+    """It would replace GPT-2's config.json by its own."""
+    flags = ("--checkpoint", stage_one / "vqa_checkpoint.pt", "--data-dir", data_dir, "--output-dir", encoder_flags[3])
+    assert "which --gpt2-model names" in call_script("fine_tune.py", *flags, expect=2, cwd=tmp_path)
+
+
+def test_results_are_not_written_among_the_images(stage_one, data_dir, tmp_path):
+    """Without a question_id the first picture is 0.png, a name that one's own images may have."""
+    shutil.copytree(data_dir / "images", tmp_path / "photos")
+    (tmp_path / "own.csv").write_text("image_path,question\nphotos/0001.png,What?\n")
+    flags = ("--checkpoint", stage_one / "vqa_checkpoint.pt", "--data-csv", "own.csv", "--results-dir", "photos")
+    error = call_script("test.py", *flags, expect=2, cwd=tmp_path)
+    assert "--results-dir photos would write into photos, which image_path names" in error
+
+
+def test_a_device_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="fifo exists and is no regular file"), atomic_write(tmp_path / "fifo"):
+        pass
+    assert (tmp_path / "fifo").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_lock_blocks_only_as_long_as_its_process_runs(train_flags, tmp_path):

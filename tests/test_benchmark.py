@@ -68,3 +68,23 @@ def test_operations_of_attention_and_of_both_directions_are_counted(make_model):
     with torch.no_grad():
         counted = count_operations(lambda: frozen.encode_image_frozen(torch.rand(1, 3, 32, 32)))
     assert counted == pytest.approx(4 * 17 * (24 * 32 ** 2 + 4 * 17 * 32) + 16 * 2 * 3 * 8 ** 2 * 32, rel=0.02)
+
+
+def test_the_shared_machine_is_measured_alone_and_beside_a_process_that_ends(tmp_path, monkeypatch, capsys):
+    from benchmarks import shared_machine
+    processes, runs = [], []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command: processes.append(start(command)) or processes[-1])
+
+    def train(work, script, output_dir, flags, spin_count=None):
+        runs.append((script, spin_count, len([process for process in processes if process.poll() is None])))
+        return 10.0 * len(runs)
+
+    monkeypatch.setattr(shared_machine, "train", train)
+    shared_machine.main(shared_machine.Config(output_dir=str(tmp_path), images=20, spin_counts=(0, 7)))
+    assert runs == [("train.py", None, 0), ("fine_tune.py", 0, 0), ("fine_tune.py", 0, 1), ("fine_tune.py", 7, 0),
+                    ("fine_tune.py", 7, 1)]
+    assert all(process.poll() is not None for process in processes)
+    assert json.loads((tmp_path / "shared_machine.json").read_text()) == {
+        "0": {"alone": 20.0, "beside_one": 30.0}, "7": {"alone": 40.0, "beside_one": 50.0}}
+    assert "             7      40.0        50.0" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """download/http.py and download/images.py: images from a server with every fault, one at a time and all together."""
+import contextlib
 import io
 import itertools
 import random
@@ -34,7 +35,8 @@ LASTING = {  # a fault at every request for one image: the reason in missing.csv
     "bomb": "unreadable: Image size (400000000 pixels) exceeds limit", "broken": "IncompleteRead({half} ", "reset": "3 tries",
     "no_length": None, "bad_length": None, "bad_headers": None, "redirect": None,
     "huge": "IncompleteRead({size} bytes read", "endless": "more than 33,554,432 bytes came",
-    "hangup": "no answer: Remote end closed connection without response", "nonsense": "no answer: ??? this is not HTTP",
+    "hangup": "no answer: Remote end closed connection without response",
+    "nonsense": r"no answer: \x00\x01\x02 this is not HTTP",
     "silent": "timed out", "drip": "bytes came within 1 s", "slow_headers": "no end after 3 s",
     "loop": "no answer: Exceeded 5 redirects", "file": "no answer: No connection adapters were found for 'file:///etc/hostname'"}
 
@@ -184,3 +186,27 @@ def test_a_bad_address_is_named_before_anything_is_done(run, tmp_path, flag):
     assert list(tmp_path.iterdir()) == []
     for address in ("http://127.0.0.1", "https://[::1]:8080/a b", "HTTPS://user:secret@host/%20"):
         check_address(flag, address)
+
+
+SECRET = "http://user:secret@127.0.0.1"
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("--base-url", "{url}"), ("--base-url", f"{SECRET}:1"), ("--base-url", "ftp://user:secret@host"),
+    ("--base-url", "user:sec@ret@host"), ("--image-url", "{url}/nothing"), ("--image-url", f"{SECRET}:1"),
+    ("--base-url", "http://user:sec/ret@host"), ("HTTP_PROXY", f"{SECRET}:1"), ("HTTP_PROXY", "user:secret@")])
+def test_passwords_in_addresses_are_not_printed(flag, value, collect_from, tmp_path, monkeypatch, capsys):
+    with ImageServer() as server:
+        value = value.format(url=f"http://user:secret@{server.url.removeprefix('http://')}")
+        flags = ["--image-url", "http://a.invalid", "--vqa-dir", tmp_path / ("new" if flag == "--base-url" else "vqa")]
+        if flag == "HTTP_PROXY":
+            monkeypatch.setenv("HTTP_PROXY", value)
+            monkeypatch.setenv("http_proxy", value)
+        else:
+            flags += [flag, value]
+        for stream in ("stdout", "stderr"):
+            monkeypatch.setattr(f"contextlib.redirect_{stream}", contextlib.nullcontext)  # capsys sees both
+        monkeypatch.setattr("conftest.error_line", str)
+        collect_from("http://a.invalid", *flags, expect=2)
+    text = "".join(capsys.readouterr())
+    assert "error: " in text and "user" not in text and "secret" not in text and "ret@" not in text, text

@@ -52,6 +52,15 @@ def test_official_zips_are_downloaded_once_checked_and_kept(fetch, zips):
         assert server.paths == [f"/vqa/{ZIPS[QUESTIONS]}", f"/vqa/{ZIPS[ANNOTATIONS]}"]
 
 
+def test_a_full_disk_names_the_zip(fetch, zips, tmp_path, monkeypatch):
+    def full(path, body):
+        raise OSError(28, "No space left on device")
+    with ImageServer(zips) as server:
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
+        assert fetch(server, expect=2) == f"error: [Errno 28] No space left on device: '{tmp_path / 'new' / ZIPS[QUESTIONS]}'"
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_a_download_that_breaks_off_is_repeated(fetch, zips):
     with ImageServer(zips, faults={ZIP: ["broken", 503, "page"]}) as server:
         fetch(server)

@@ -1,4 +1,5 @@
 """The encoders by the names that users pass, without network: local folders, and a hub cache that the test fills."""
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from image_server import ImageServer
 from torchvision import transforms
 
 from features.encoders import load_encoders, load_image_encoder, load_question_encoder
@@ -89,15 +91,21 @@ for load, names in ((load_image_encoder, ("ViT-B-32-quickgelu", "openai")), (loa
     except FileNotFoundError as error:
         print(error)
 """
-DEAD_NETWORK = {"HF_HUB_OFFLINE": "0", "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+DEAD_NETWORK = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://user:secret@127.0.0.1:9"}
 
 
-@pytest.mark.parametrize("environment", [{}, DEAD_NETWORK], ids=["offline", "dead network"])
+@pytest.mark.parametrize("environment", [{}, DEAD_NETWORK, {"HF_HUB_OFFLINE": "0"}], ids=["offline", "dead network", "down"])
 def test_missing_weights_are_one_line_at_once(environment, tmp_path):
-    """Without network open_clip alone retries for most of a minute and ends in a page of warnings."""
+    """Without network open_clip alone retries for most of a minute and ends in a page of warnings.
+
+    While the hub was down, its client printed HF_ENDPOINT with the password in it at every retry.
+    """
     started = time.time()
-    lines = run_python(NO_WEIGHTS, tmp_path, **environment).stdout.splitlines()
-    assert time.time() - started < 60
+    with ImageServer() as down:  # status 501 for HEAD
+        endpoint = f"http://user:secret@{down.url.removeprefix('http://')}"
+        result = run_python(NO_WEIGHTS, tmp_path, **{"HF_ENDPOINT": endpoint} | environment)
+    lines = result.stdout.splitlines()
+    assert time.time() - started < 60 and "secret" not in result.stdout + result.stderr
     for line, model in zip(lines, ("ViT-B-32-quickgelu", "distilgpt2"), strict=True):
         assert line.startswith(f"the weights of {model}") and str(tmp_path / "hub") in line and "to work offline" in line
 
@@ -111,7 +119,7 @@ def test_a_local_folder_without_config_or_weights_is_an_error(encoder_flags, tmp
 
 
 @pytest.mark.parametrize("part, name, value", [
-    ("vision_cfg", "layers", "x"), ("vision_cfg", "width", -1), ("vision_cfg", "head_width", 0), ("vision_cfg", "new", 1),
+    ("vision_cfg", "layers", "x"), ("vision_cfg", "layers", 0), ("vision_cfg", "width", -1), ("vision_cfg", "head_width", 0), ("vision_cfg", "new", 1),
     ("vision_cfg", "patch_size", {}), ("preprocess_cfg", "std", [0, 0, 0]), ("preprocess_cfg", "mean", "x"),
     ("preprocess_cfg", "mean", [0.5]), ("preprocess_cfg", "interpolation", 7), ("preprocess_cfg", "resize_mode", "x")])
 def test_a_wrong_value_in_the_config_of_clip_is_one_line(part, name, value, encoder_flags, tmp_path):
@@ -171,12 +179,48 @@ def test_a_damaged_gpt2_folder_is_one_line(name, damage, message, gpt2_folder):
         load_question_encoder(str(gpt2_folder))
 
 
+RUNS_CODE = "open('executed', 'w').close()\nfrom transformers import GPT2Config as C, GPT2TokenizerFast as T, GPT2Model as M\n"
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "unknown"])
+@pytest.mark.parametrize("name, auto_map", [
+    ("config.json", {"AutoConfig": "own.C", "AutoModel": "own.M"}),
+    ("tokenizer_config.json", {"AutoTokenizer": ["own.T", "own.T"]})])
+def test_code_in_a_gpt2_folder_does_not_run_and_nobody_is_asked(name, auto_map, model_type, gpt2_folder, tmp_path, monkeypatch):
+    """A checkpoint can name such a folder: transformers asked whether to run its code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda text: pytest.fail(f"asked: {text}"))
+    (gpt2_folder / "own.py").write_text(RUNS_CODE)
+    for changed, values in (("config.json", {"model_type": model_type}), (name, {"auto_map": auto_map})):
+        content = json.loads((gpt2_folder / changed).read_text())
+        (gpt2_folder / changed).write_text(json.dumps(content | values))
+    with contextlib.suppress(ValueError, FileNotFoundError):  # it loads without its code, or is refused
+        load_question_encoder(str(gpt2_folder))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_text_tower_of_a_clip_folder_is_not_built(encoder_flags, gpt2_folder, tmp_path, monkeypatch):
+    """open_clip loads it with transformers, which asks whether to run the code in its folder."""
+    monkeypatch.setattr("builtins.input", lambda text: pytest.fail(f"asked: {text}"))
+    clip = shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), tmp_path / "clip")
+    (gpt2_folder / "config.json").write_text(json.dumps({"model_type": "unknown", "auto_map": {"AutoConfig": "own.C"}}))
+    (gpt2_folder / "own.py").write_text(RUNS_CODE)
+    config = json.loads((clip / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] = {"hf_model_name": str(gpt2_folder)}
+    (clip / "open_clip_config.json").write_text(json.dumps(config))
+    load_image_encoder(f"local-dir:{clip}", "")
+
+
 @pytest.mark.parametrize("clip_model, clip_pretrained, message", [
     ("ViT-Z-99", "openai", "not a model of open_clip"),
+    ("ViT-B/32", "openai", "a similar one is ViT-B-32-quickgelu,"),
+    ("openai/clip-vit-large-patch14-336", "openai", "a similar one is ViT-L-14-336-quickgelu,"),
+    ("ViT-B_16", "laion2b_s34b_b88k", "a similar one is ViT-B-16,"),
     ("ViT-B-32-quickgelu", "nowhere.pt", "neither a weights file nor a tag"),
-    ("ViT-B-32", "openai", "need --clip-model ViT-B-32-quickgelu")],
-    ids=["unknown model", "unknown weights", "weights of another activation"])
-def test_wrong_names_are_one_clear_line(clip_model, clip_pretrained, message):
+    ("ViT-L-14", "openai", "lacks QuickGELU, the activation of its weights openai: use --clip-model ViT-L-14-quickgelu"),
+    ("RN50", "openai", "not a plain vision transformer"), ("ViT-B-16-SigLIP", "webli", "not a plain vision transformer")])
+def test_wrong_names_are_one_clear_line(clip_model, clip_pretrained, message, monkeypatch):
+    monkeypatch.setattr("features.encoders.from_cache_or_hub", lambda *args: pytest.fail("the weights are loaded"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_image_encoder(clip_model, clip_pretrained)
 

@@ -170,11 +170,15 @@ def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys
 @pytest.mark.parametrize("change, message", [
     (lambda path: path.write_text("question_id,prediction\n1,x\n"), "is not a results CSV"),
     (lambda path: results_csv(path, ["x"], [1]), "answer different questions"),
-    (lambda path: results_csv(path, list("abcd"), [1] * 4, answer="other"), "different labels"),
+    (lambda path: results_csv(path, list("abcd"), [1] * 4, answer="other"), "differ in the answer of question '0'"),
+    (lambda path: results_csv(path, list("abcd"), [1] * 4, question="other?"), "differ in the question of question '0'"),
+    (lambda path: results_csv(path, list("abcd"), [1] * 4, image_id="9"), "differ in the image_id of question '0'"),
     (lambda path: results_csv(path, list("abcd"), [1] * 4, sentence_bleu=None), "without scores"),
-    (lambda path: results_csv(path, list("abcd"), [1, "nan", 1, 1]), "b.csv .* has scores that are no numbers"),
-    (lambda path: results_csv(path, list("abcd"), [1, 1, "inf", 1]), "b.csv .* has scores that are no numbers"),
-    (lambda path: results_csv(path, list("abcd"), [1, 1, 1, "x"]), "b.csv .* has scores that are no numbers"),
+    (lambda path: results_csv(path, list("abcd"), [1, "nan", 1, 1]), "b.csv .* sentence_bleu 'nan' is no number from 0 to 100"),
+    (lambda path: results_csv(path, list("abcd"), [1, 1, "inf", 1]), "b.csv .* sentence_bleu 'inf' is no number"),
+    (lambda path: results_csv(path, list("abcd"), [1, 1, 1, "x"]), "b.csv .* sentence_bleu 'x' is no number"),
+    (lambda path: results_csv(path, list("abcd"), [1, 100.1, 1, -1]), r"'100.1' is no number from 0 to 100 \(2 such rows"),
+    (lambda path: results_csv(path, list("abcd"), [1] * 4, confidence=50), "confidence '50' is no number from 0 to 1 "),
     (lambda path: path.unlink(), "No such file")])
 def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
     a = results_csv(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
@@ -186,7 +190,7 @@ def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
 
 def test_a_comparison_over_seeds_pairs_the_results_and_names_every_difference(tmp_path, capsys):
     """One seed's gain was the headline, with an interval of images only: other seeds gave other gains."""
-    before, gains = np.linspace(0, 50, 80), (8.0, -5.0, 9.0)
+    before, gains = np.linspace(10, 60, 80), (8.0, -5.0, 9.0)
     sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x"] * 80, before + (gain if side == "b" else 0))
               for seed, gain in enumerate(gains)] for side in "ab"]
     table = (tmp_path / "b1.csv").read_text().splitlines(keepends=True)
@@ -195,7 +199,7 @@ def test_a_comparison_over_seeds_pairs_the_results_and_names_every_difference(tm
     printed = capsys.readouterr().out
     assert "80 questions on 40 images, 3 results on each side, B - A [95 % interval over seeds and images]" in printed
     assert f"A = {', '.join(map(str, sides[0]))}\n" in printed
-    assert re.search(r"sentence_bleu +25.00 -> +29.00   \+4.00 \[-5.00, \+9.00\]   each pair: \+8.00, -5.00, \+9.00\n", printed)
+    assert re.search(r"sentence_bleu +35.00 -> +39.00   \+4.00 \[-5.00, \+9.00\]   each pair: \+8.00, -5.00, \+9.00\n", printed)
     assert "most improved" not in printed
 
 
@@ -216,7 +220,7 @@ def test_the_order_of_rows_does_not_matter_for_a_comparison_over_seeds(tmp_path)
     (lambda sides: sides[1].pop(), "--compare has 2 results and --against 1"),
     (lambda sides: [results_csv(side[1], ["x"] * 3, [1] * 3) for side in sides], "answer different questions"),
     (lambda sides: sides[0].__setitem__(1, sides[0][0]), "names a file twice"),
-    (lambda sides: [results_csv(side[1], ["x"] * 2, [1] * 2, answer="other") for side in sides], "different labels")])
+    (lambda sides: [results_csv(side[1], ["x"] * 2, [1] * 2, answer="other") for side in sides], "differ in the answer")])
 def test_seeds_that_cannot_be_compared_are_refused(damage, message, tmp_path):
     sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x", "y"], [1, 2]) for seed in range(2)] for side in "ab"]
     damage(sides)

@@ -1,16 +1,19 @@
 """The store of the frozen blocks' outputs: never outdated, never half-written, in step with the rows."""
 import errno
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from common.device import Precision
 from common.files import atomic_write, remove_temporaries
 from features import store as feature_store
-from features.arrays import SECONDS_UNTIL_LEFT_OVER, new_array, open_array
+from features.arrays import SECONDS_UNTIL_LEFT_OVER, checksum, new_array, open_array, open_tensor
 from features.encoders import fingerprint
 from features.pixels import decode_images
 from features.store import build_store, stored_states, tokenize_questions
@@ -33,7 +36,7 @@ def test_a_change_of_anything_that_states_depend_on_gives_new_states(change, enc
     if change == "weight":
         with torch.no_grad():
             encoders.image.visual.conv1.weight.mul_(2)
-        encoders.image.fingerprint = fingerprint(encoders.image.visual, "")
+        encoders.image.fingerprint = fingerprint(encoders.image.visual.state_dict())
     if change == "freeze boundary":
         model.unfreeze(2, 1)
     if change == "pooling":
@@ -118,6 +121,72 @@ def test_a_full_disk_names_the_file(tmp_path):
     """The system names no file when a write fails."""
     with pytest.raises(OSError, match=r"No space left on device: '.*log.csv'"), atomic_write(tmp_path / "log.csv"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def damage(path, position=-20):
+    """Change one byte of a file that this process may have verified."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (0, 0))  # file systems count time in steps of milliseconds
+
+
+@pytest.mark.parametrize("name", ["image_states", "question_states", "pixels"])
+def test_damaged_bytes_in_the_cache_are_found_before_they_are_used(name, encoders, make_model, data_dir, tmp_path):
+    """They gave other answers without a word."""
+    def build(clip_layers):
+        pixels = decode_images(data_dir, ["images/0000.png", "images/0001.png"], encoders.image, tmp_path, 1)
+        return build_store(make_model(clip_layers=clip_layers, gpt2_layers=1), encoders, pixels, ["What?"], tmp_path, CPU)
+
+    build(clip_layers=1)
+    path, = tmp_path.glob(f"{name}-*.npy")
+    damage(path)
+    message = f"{path.name} is damaged .its checksum differs.: delete it and run again"
+    if name == "pixels":
+        build(clip_layers=1)  # the states are there: it does not read the pixels
+        with pytest.raises(ValueError, match=message):
+            build(clip_layers=2)
+    else:
+        with pytest.raises(ValueError, match=message):
+            build(clip_layers=1)
+    path.unlink()
+    build(clip_layers=2)
+
+
+def test_a_file_is_verified_once_in_a_process(tmp_path, monkeypatch):
+    target = tmp_path / "states.npy"
+    with new_array(target, (2, 3), np.float32):
+        pass
+    monkeypatch.setattr("features.arrays.VERIFIED", set())
+    calls = []
+    monkeypatch.setattr("features.arrays.checksum", lambda *args: calls.append(args) or checksum(*args))
+    for _ in range(3):
+        open_tensor(target, 2)
+    assert len(calls) == 1
+
+
+TRUNCATED = """
+import os, numpy, torch
+from features.arrays import new_array, open_tensor
+from features.store import FeatureStore
+with new_array("states.npy", (5000, 100), numpy.float32):
+    pass
+store = FeatureStore([], open_tensor("states.npy", 5000), [], torch.zeros(1, 2), None, torch.device("cpu"))
+store.select(store.image_states, torch.tensor([4999]))
+os.truncate("states.npy", 1000)
+try:
+    store.select(store.image_states, torch.tensor([4999]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_is_truncated_during_a_run_is_one_line(tmp_path):
+    """The system kills a process that reads beyond the end of a memory-mapped file (SIGBUS)."""
+    result = subprocess.run([sys.executable, "-c", TRUNCATED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                            text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert "states.npy is damaged (it has 1000 bytes instead of 2000132): delete it and run again" in result.stdout
 
 
 def test_if_memory_runs_out_while_encoding_the_batch_is_halved(tmp_path):

@@ -117,7 +117,7 @@ def trained(loaded_encoders):
     model = VQAModel(loaded_encoders.image.visual, loaded_encoders.question.gpt2, len(vocab), ModelConfig(hidden_size=8))
     return model, {**describe_model(model, loaded_encoders, vocab), "stage": "feature extraction", "settings": {}, "epoch": 3,
                    "val_loss": 1.5, "trained_on": dict.fromkeys(("images", "questions"), torch.arange(3)),
-                   "weights": model.trainable_weights()}
+                   "training_texts": {}, "weights": model.trainable_weights()}
 
 
 def test_damaged_bytes_of_a_checkpoint(trained, tmp_path):
@@ -158,11 +158,13 @@ def test_exchanged_entries_of_a_checkpoint(trained, tmp_path, monkeypatch, loade
     assert 0 < loaded < CASES // 4
 
 
-def test_stored_arrays(tmp_path):
+def test_stored_arrays(tmp_path, monkeypatch):
+    """A damaged number must not go unnoticed: the model would give other answers."""
+    monkeypatch.setattr("features.arrays.version_of", lambda path: object())  # no file has been verified before
     with new_array(tmp_path / "states.npy", (30, 4), np.float32) as array:
         array[:] = np.arange(120).reshape(30, 4)
-    for tensor in fuzz(tmp_path / "states.npy", lambda: open_tensor(tmp_path / "states.npy", 30), "array"):
-        assert len(tensor) == 30
+    for tensor in fuzz(tmp_path / "states.npy", lambda: open_tensor(tmp_path / "states.npy", 30).clone(), "array"):
+        assert torch.equal(tensor.flatten(), torch.arange(120.0))
 
 
 def test_results_csv(tmp_path):

@@ -51,7 +51,8 @@ def test_a_run_killed_many_times_ends_as_an_undisturbed_one(script, run_script, 
 
     def resume():
         """The run in `killed`, with --resume if there is something to resume."""
-        return start(ROOT / script, *flags, *["--resume"] * (killed / output_dir / "last.pt").is_file(), cwd=killed)
+        flag = "--resume" if (killed / output_dir / "last.pt").is_file() else "--overwrite"
+        return start(ROOT / script, *flags, flag, cwd=killed)
 
     rng, random_kills, save_kills, cache_kills = random.Random(script), 0, 0, 0
     if script == "train.py":  # stage 2 finds the pixels of stage 1

@@ -1,4 +1,6 @@
 """Decoding image files: CLIP's own pixels, each distinct image once, unreadable images named."""
+import errno
+import hashlib
 import os
 
 import numpy as np
@@ -82,3 +84,33 @@ def test_a_killed_worker_is_one_clear_line(encoders, data_dir, tmp_path, monkeyp
     with pytest.raises(ValueError, match="a process that decodes images died .*--workers"):
         decode(encoders, data_dir, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("module, name", [(hashlib, "file_digest"), (pixels, "open_image")], ids=["hashing", "decoding"])
+def test_a_passing_read_error_is_not_remembered_as_an_unreadable_image(module, name, workers, encoders, tmp_path, monkeypatch):
+    """An image that could not be read for a moment, one of a hundred, was left out of every later run."""
+    names, read = [f"{number:03d}.png" for number in range(100)], getattr(module, name)
+    for image in names:
+        Image.new("RGB", (8, 8), "green").save(tmp_path / image)
+
+    def fail_once(file, *args, **kwargs):
+        if str(getattr(file, "name", file)).endswith("007.png"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(file, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fail_once)
+        with pytest.raises(OSError, match=r"^\S*007.png cannot be read now .Input/output error.*run again$"):
+            decode_images(tmp_path, names, encoders.image, tmp_path / "cache", workers)
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
+    assert not decode_images(tmp_path, names, encoders.image, tmp_path / "cache", workers).unreadable
+
+
+def test_a_damaged_list_of_unreadable_images_is_one_line(encoders, data_dir, tmp_path):
+    """With a name lost, a black image would be taken for a real one."""
+    decode(encoders, data_dir, tmp_path)
+    listed, = tmp_path.glob("pixels-*.json")
+    listed.write_text(listed.read_text().replace("{}", '{"images/0001.png": "missing"}'))
+    with pytest.raises(ValueError, match="damaged .its checksum differs.: delete it with the .npy file beside it"):
+        decode(encoders, data_dir, tmp_path)

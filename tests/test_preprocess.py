@@ -90,7 +90,7 @@ def test_blank_rows_are_counted_and_a_tsv_is_a_csv(tmp_path, capsys):
 
 def test_a_file_of_questions_may_have_a_split_of_its_own(tmp_path):
     path = write_csv(tmp_path, "image_path,question,split\na.jpg,q,dev\nb.jpg,q,\n")
-    assert len(read_rows(path, need_answers=False)) == 2
+    assert len(read_rows(path, need_answers=False, use_split=False)) == 2
 
 
 def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):
@@ -107,6 +107,17 @@ def test_truncated_answers_and_unknown_words_are_counted(capsys):
 
 def test_qa_pairs_json_adds_the_answers_of_all_annotators(data_dir):
     assert all(len(answers) == 10 for answers in read_rows(data_dir)["answers"])
+
+
+def test_rows_that_qa_pairs_json_lacks_are_counted_and_sharing_none_is_an_error(tmp_path, capsys):
+    """With other ids every row silently had one annotation."""
+    rows = tiny.write_data(tmp_path, 3)
+    (tmp_path / "qa_pairs.json").write_text(json.dumps(rows[2:]))
+    assert [len(answers) for answers in read_rows(tmp_path)["answers"]] == [1, 1] + [10] * 7
+    assert "qa_pairs.json lacks 2 of 9 rows, for example question '0'" in capsys.readouterr().out
+    (tmp_path / "qa_pairs.json").write_text(json.dumps([{**row, "question_id": f"x{row['question_id']}"} for row in rows]))
+    with pytest.raises(ValueError, match="qa_pairs.json has none of the 9 rows of the CSV.*the CSV has '0'"):
+        read_rows(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["another label", "a question twice"])
@@ -182,10 +193,10 @@ def test_annotators_answers_are_drawn_as_often_as_they_were_given_and_only_if_lo
     assert 0.7 < taught[0::2].count("a cat") / 400 < 0.8
 
 
-def build(rows, folder, cache_dir, make_model, encoders, splits):
+def build(rows, folder, cache_dir, make_model, encoders, splits, answer_sampling="majority"):
     vocab = Vocab.build(rows["answer"])
     cfg = SimpleNamespace(cache_dir=cache_dir, workers=1)
-    return build_datasets(make_model(len(vocab)), encoders, vocab, rows, folder, cfg, Precision("cpu"), splits)
+    return build_datasets(make_model(len(vocab)), encoders, vocab, rows, folder, cfg, Precision("cpu"), splits, answer_sampling)
 
 
 def test_build_datasets_leaves_out_the_rows_of_unreadable_images(make_model, encoders, tmp_path):
@@ -198,6 +209,14 @@ def test_build_datasets_leaves_out_the_rows_of_unreadable_images(make_model, enc
     datasets = build(rows, tmp_path, tmp_path / "cache", make_model, encoders, ("train", "val"))
     assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 180, "val": 18}
     assert "95.png" not in set(datasets["val"].rows["image_path"])
+
+
+def test_answer_sampling_needs_a_row_with_another_answer_than_its_label(make_model, encoders, data_dir, tmp_path):
+    """Without a qa_pairs.json `humans` trained like `majority` and did not say so."""
+    rows = read_rows(data_dir).assign(answers=lambda rows: [[label] * 10 for label in rows["answer"]])
+    with pytest.raises(ValueError, match="--answer-sampling humans: none of the 120 training rows.*--answer-sampling majority"):
+        build(rows, data_dir, tmp_path / "cache", make_model, encoders, ("train", "val"), "humans")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_empty_split_is_found_before_images_are_decoded(make_model, encoders, data_dir, tmp_path):

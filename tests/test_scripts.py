@@ -1,7 +1,9 @@
 """The scripts in their order. Then mistakes of their users: one line, status 2, no incomplete output."""
 import json
+import re
 import shutil
 
+import pandas as pd
 import pytest
 import tiny
 from conftest import call_script
@@ -76,6 +78,28 @@ def test_stage_one_and_another_split_are_scored_too(score):
     assert metrics["checkpoint"] == STAGE_ONE and metrics["split"] == "val" and metrics["num_questions"] == 30
 
 
+def test_all_rows_of_a_separate_test_file_are_scored(score, data_dir, tmp_path):
+    """A test.csv without `split` answered a tenth of its rows without a word; with `split` = test it failed at the end."""
+    rows = [row for row in tiny.read_csv(data_dir / "metadata.csv") if row["split"] == "test"]
+    texts = ("question_id", "image_path", "question", "answer", "question_type", "answer_type", "image_id")
+    folder = tmp_path / "other"
+    shutil.copytree(data_dir / "images", folder / "images")
+    tests = {"own.csv": [{name: row[name] for name in texts} for row in rows], "test.csv": rows,
+             "dev.csv": [{**row, "split": "dev"} for row in rows]}
+    for name, content in tests.items():
+        pd.DataFrame(content).to_csv(folder / name, index=False)
+    shutil.copy(data_dir / "qa_pairs.json", folder)
+    _, expected, answers = score("--num-pictures", 0)
+    output, metrics, _ = score("--num-pictures", 0, data=("--data-dir", folder / "test.csv"))
+    assert metrics == expected | {"test_csv": None} and f"answering 30 of 30 rows of {folder / 'test.csv'}" in output
+    for name in ("own.csv", "dev.csv"):
+        output, metrics, found = score("--num-pictures", 0, data=("--test-csv", folder / name))
+        assert found == answers and metrics == expected | {"split": None, "test_csv": str(folder / name)}
+        assert f"answering all 30 rows of {folder / name}" in output
+    output, metrics, _ = score("--num-pictures", 0, data=("--data-dir", folder / "own.csv"))
+    assert f"answering {metrics['num_questions']} of 30 rows" in output and "--test-csv answers all rows" in output
+
+
 def test_references_are_the_original_strings(score, tmp_path):
     """The published implementation scores references that went through its vocabulary: <unk> matches <unk>."""
     rows = tiny.write_data(tmp_path / "data")
@@ -133,10 +157,15 @@ def test_known_true_answers_are_scored_as_the_oracle(trained, score, data_dir, t
 
 
 def test_one_question_about_one_image(trained, data_dir, tmp_path):
-    output = call_script("test.py", "--image", data_dir / "images/0003.png", "--question", "What is on the left?",
-                         "--results-dir", tmp_path, "--beam-size", 3, cwd=trained[0])
-    assert "answer: " in output and "confidence: 0." in output
-    with Image.open(tmp_path / "0003_answer.png") as image:
+    """Answers about images of one name in two folders were written to one file, and so were two questions about one image."""
+    shutil.copytree(data_dir / "images", tmp_path / "other")
+    for folder, question in ((data_dir / "images", "left"), (tmp_path / "other", "left"), (tmp_path / "other", "right")):
+        output = call_script("test.py", "--image", folder / "0003.png", "--question", f"What is on the {question}?",
+                             "--results-dir", tmp_path / "r", "--beam-size", 3, cwd=trained[0])
+        assert "answer: " in output and "confidence: 0." in output
+    names = [path.name for path in (tmp_path / "r").iterdir()]
+    assert len(names) == 3 and all(re.fullmatch(r"0003_answer_[0-9a-f]{8}\.png", name) for name in names)
+    with Image.open(tmp_path / "r" / names[0]) as image:
         assert image.width > 300
 
 
@@ -156,6 +185,7 @@ def test_a_question_only_model_has_its_own_folder_and_becomes_a_floor(trained, s
     blind = ["train.py", *encoder_flags, "--hidden-size", 24, "--inputs", "question", *LOOP]
     call_script(*blind, "--data-dir", data_dir, cwd=folder)
     assert "question_only" in score("--num-pictures", 0)[1]["floors"]
+    assert "question_only" not in score("--num-pictures", 0, "--question-only-checkpoint", "None")[1]["floors"]
     assert (folder / STAGE_ONE).read_bytes() == stage_1
     # a model that was trained on other rows may have seen these answers
     other = shutil.copytree(data_dir, tmp_path / "other")
@@ -224,6 +254,9 @@ def test_bad_data_ends_training_in_one_line(damage, message, train_flags, data_d
     ("test.py", ["--image", "a.png", "--question", " "], "--question"),
     ("test.py", ["--image", "a.png", "--question", "a \udcff"], "--question"),
     ("test.py", ["--image", "a.png", "--question", "What?", "--data-csv", "a.csv"], "--image and --data-csv"),
+    ("test.py", ["--test-csv", "nowhere.csv"], "--test-csv nowhere.csv is no CSV file that exists"),
+    ("test.py", ["--data-csv", "output"], "--data-csv output is no CSV file that exists"),
+    ("test.py", ["--test-csv", "a.csv", "--data-csv", "b.csv"], "--data-csv and --test-csv cannot be used together"),
     ("train.py", ["--image-pooling", "attention", "--hidden-size", "30"], "--hidden-size 30 must be a multiple of 4"),
 ])
 def test_a_mistake_is_one_line_and_status_2(script, flags, message, trained, encoder_flags, data_dir, tmp_path):
@@ -246,3 +279,30 @@ def test_stage_two_says_if_stage_one_was_interrupted(trained, data_dir, tmp_path
     output = call_script("fine_tune.py", "--checkpoint", tmp_path / "one/vqa_checkpoint.pt", "--data-dir", data_dir,
                          "--epochs", 1, "--clip-layers", 0, "--gpt2-layers", 1, "--output-dir", tmp_path / "out", cwd=folder)
     assert "stage 1 was interrupted after epoch 1; the same train.py command with --resume finishes it" in output
+
+
+def test_a_checkpoint_moves_and_its_encoders_are_found_or_named(train_flags, encoder_flags, data_dir, tmp_path):
+    """Its relative folders were looked for in the working folder alone, and the message named flags that test.py lacked."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), first / "own/clip")
+    shutil.copytree(encoder_flags[3], first / "own/gpt2")
+    train = ["train.py", *train_flags, "--clip-model", "local-dir:own/clip", "--gpt2-model", "own/gpt2"]
+    call_script(*train, "--output-dir", second, cwd=first)
+    call_script(*train, "--inputs", "question", "--output-dir", second / "blind", cwd=first)
+    checkpoint = ["--checkpoint", second / "vqa_checkpoint.pt"]
+    ask = ["test.py", *checkpoint, "--image", data_dir / "images/0000.png", "--question", "What?"]
+    assert "name the folder with --clip-model local-dir:FOLDER" in call_script(*ask, expect=2, cwd=tmp_path)
+    shutil.move(first / "own/clip", second / "own/clip")  # beside the checkpoint
+    assert "or pass a local folder (--gpt2-model FOLDER)" in call_script(*ask, expect=2, cwd=tmp_path)
+    moved = ["--gpt2-model", first / "own/gpt2", "--data-dir", data_dir, "--cache-dir", tmp_path / "cache"]
+    assert "answer: " in call_script(*ask, *moved, cwd=tmp_path)
+    tiny.write_encoders(tmp_path / "other", seed=1)
+    other = call_script(*ask, "--gpt2-model", tmp_path / "other/gpt2", expect=2, cwd=tmp_path)
+    assert "trained with own/gpt2 of fingerprint" in other and "name the same weights and settings with --gpt2-model" in other
+    # stage 2 stores what was used; the question-only model is found in the same way
+    moved += ["--clip-model", f"local-dir:{second}/own/clip"]
+    output = call_script("fine_tune.py", *checkpoint, *moved, "--output-dir", "two", "--epochs", 1, cwd=tmp_path)
+    assert f"gpt2_model {first}/own/gpt2" in output
+    call_script("test.py", "--checkpoint", "two/vqa_checkpoint.pt", *moved, "--metrics-json", "m.json",
+                "--question-only-checkpoint", second / "blind/vqa_checkpoint.pt", cwd=tmp_path)
+    assert "question_only" in json.loads((tmp_path / "m.json").read_text())["floors"]

@@ -148,6 +148,9 @@ def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, 
 
     def watched_end(run, row, *rest):
         end_epoch(run, row, *rest)
+        if row["epoch"] == 0:  # saved with epoch 1
+            assert not list((tmp_path / "run").glob("[!.]*"))
+            return
         with open(tmp_path / "run/samples.csv", newline="") as stream:
             saved.append((len(tiny.read_log(tmp_path / "run")), next(csv.reader(stream))[-1],
                           read_checkpoint(tmp_path / "run/last.pt")["epoch"]))
@@ -160,8 +163,8 @@ def test_every_epoch_is_saved_and_the_curves_are_drawn_now_and_then(run_config, 
     monkeypatch.setattr(run_state.Run, "draw_curves", watched_draw)
     monkeypatch.setattr(run_state, "DRAW_EVERY", 1e9)
     train.main(run_config(epochs=3))
-    assert saved == [(number + 1, f"epoch {number}", number) for number in range(4)]
-    assert drawn == [0, 3]
+    assert saved == [(number + 1, f"epoch {number}", number) for number in range(1, 4)]
+    assert drawn == [1, 3]
 
 
 def test_training_stops_early(run_config, tmp_path, capsys):
@@ -229,9 +232,16 @@ def test_a_run_whose_every_step_overflows_stops(batch_size, where, run_config, o
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_config, change_loss, tmp_path):
     change_loss(lambda loss, number: loss * math.nan)
-    with pytest.raises(ValueError, match=r"became nan in epoch 1, up to step 8 \(learning_rate_head .*vqa_checkpoint.pt"):
+    with pytest.raises(ValueError, match=r"became nan in epoch 1, up to step 8 .*; no checkpoint is saved yet"):
         train.main(run_config())
-    assert read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")["epoch"] == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_becomes_infinite_later_names_the_last_good_checkpoint(run_config, change_loss, tmp_path):
+    change_loss(lambda loss, number: loss * (math.inf if number > 8 else 1))
+    with pytest.raises(ValueError, match="in epoch 2, up to step 8 .* last good checkpoint is .*vqa_checkpoint.pt"):
+        train.main(run_config())
+    assert read_checkpoint(tmp_path / "run/vqa_checkpoint.pt")["epoch"] <= 1
 
 
 @pytest.mark.parametrize("module, name", [(train, "train_step"), (training.step, "answer_loss")])

@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,9 @@ from vocab import Vocab
 
 FORMAT = "generative-vqa checkpoint 3"
 KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss",
-        "trained_on")
+        "trained_on", "training_texts")
+ENCODER_NAMES = ("clip_model", "clip_pretrained", "gpt2_model")
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 # what reading an unreadable or foreign checkpoint raises
 UNREADABLE_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError,
                          ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
@@ -45,12 +48,8 @@ def save_checkpoint(path, content):
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror or error}); the file that was there before is intact: make "
-                      "room and run the same command with --resume") from error
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path, keys=KEYS):
@@ -79,18 +78,24 @@ def read_checkpoint(path, keys=KEYS):
     return content
 
 
-def load_model(path):
-    """The TrainedModel of a checkpoint file. Raises FileNotFoundError or ValueError of one line."""
+def load_model(path, cfg=None):
+    """The TrainedModel of a checkpoint file. Raises FileNotFoundError or ValueError of one line.
+
+    `cfg`: settings whose clip_model, clip_pretrained and gpt2_model, where not None, replace the names in the checkpoint.
+    """
     checkpoint = read_checkpoint(path)
     try:
-        config, names = ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
+        config, stored = ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
         vocab = Vocab(checkpoint["vocab"], whole_answers=config.decoder == "classifier")
         try:
             config.check_choices()
         except ValueError as error:
             raise ValueError(f"{path}: {error}: use the code that it was trained with") from error
-        encoders = load_encoders(names["clip_model"], names["clip_pretrained"], names["gpt2_model"])
-        require_same_encoders(names, encoders.describe(), path)
+        given = {name: getattr(cfg, name, None) for name in ENCODER_NAMES}
+        used = {name: stored[name] if given[name] is None else given[name] for name in ENCODER_NAMES}
+        encoders = load_encoders(*(find_local(name, path) for name in used.values()))
+        encoders.names = used  # not the path that was found: a relative folder can move together with the checkpoint
+        require_same_encoders(stored, encoders.describe(), path)
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), config)
         if any(checkpoint["trained_on"][name].dtype != torch.int64 for name in ("images", "questions")):
             raise TypeError("its trained_on holds no hashes")
@@ -102,11 +107,26 @@ def load_model(path):
     return TrainedModel(model.eval(), encoders, vocab, checkpoint)
 
 
+def find_local(name, checkpoint_path):
+    """`name` of an encoder; a relative folder or file is looked for in the working folder, in the repository's and beside the
+    checkpoint. Raises FileNotFoundError if local-dir:FOLDER is in none of them."""
+    scheme = "local-dir:" if name.startswith("local-dir:") else ""
+    if not scheme and "/" not in name and "." not in name:
+        return name  # open_clip's or the hub's
+    for folder in (Path(), ROOT, Path(checkpoint_path).parent):
+        if (path := folder / name.removeprefix(scheme)).exists():
+            return f"{scheme}{path}"
+    if scheme:
+        raise FileNotFoundError(f"{name} of {checkpoint_path} is neither in the working folder nor in {ROOT} nor beside the "
+                                "checkpoint: name the folder with --clip-model local-dir:FOLDER")
+    return name
+
+
 def require_same_encoders(expected, found, path):
     """Raise ValueError if the loaded encoders are not those that the checkpoint was trained with."""
     for name, (old, new) in differences(expected["fingerprints"], found["fingerprints"]).items():
         raise ValueError(f"{path} was trained with {expected[f'{name}_model']} of fingerprint {old}, the one found here has "
-                         f"{new}: use the same weights and settings of the encoder, or train again")
+                         f"{new}: name the same weights and settings with --{name}-model, or train again")
 
 
 def load_weights(model, weights, path):

@@ -17,10 +17,12 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, for imports
 
+from common import settings  # first: before torch
+
+# isort: split
 import torch
 from tqdm.contrib.concurrent import process_map
 
-from common import settings
 from common.files import atomic_write, write_json
 from demo.pretraining import captions, clip_training, gpt2_training
 
