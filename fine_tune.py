@@ -106,7 +106,7 @@ def main(cfg):
     earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
     with lock_output_folder(cfg):
-        rows = read_rows(cfg.data_dir)
+        rows = read_rows(cfg.data_dir, allow_outside=cfg.allow_outside)
         torch.manual_seed(cfg.seed)
         model.unfreeze(cfg.clip_layers, cfg.gpt2_layers)
         answer_sampling = stage_one.checkpoint["settings"]["answer_sampling"]

@@ -18,7 +18,7 @@ import torch
 
 from common.files import SPLITS, refuse_device
 from features.overlap import report_leaks
-from features.pixels import decode_images
+from features.pixels import MAX_UNREADABLE, decode_images
 from features.store import build_store, to_device_soon
 from vocab import PAD
 
@@ -28,13 +28,13 @@ SEPARATORS = ",;\t"
 GROUPED_DIGITS = re.compile(r"\d{1,3}([,\u00a0\u202f]\d{3})+")  # 18,394: a spreadsheet's way to write the id 18394
 
 
-def read_rows(data_dir, need_answers=True, use_split=True):
+def read_rows(data_dir, need_answers=True, allow_outside=False, use_split=True):
     """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
 
     Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type, and `answers`:
     the list of all annotators' answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
-    question or a needed answer are dropped and counted. Without `use_split` all rows are in the split "test". Raises
-    FileNotFoundError or ValueError with one line.
+    question or a needed answer are dropped and counted. `allow_outside`: an image_path may leave the folder of the CSV.
+    Without `use_split` all rows are in the split "test". Raises FileNotFoundError or ValueError with one line.
     """
     csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
     refuse_device(csv_path)
@@ -42,7 +42,7 @@ def read_rows(data_dir, need_answers=True, use_split=True):
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
                                 "folder or CSV with --data-dir")
     rows = read_csv(csv_path, need_answers, use_split)
-    check_image_paths(rows, csv_path)
+    check_image_paths(rows, csv_path, allow_outside)
     needed = ("question", "answer") if need_answers else ("question",)
     empty = (rows[list(needed)].apply(lambda column: column.str.strip()) == "").any(axis=1)
     if empty.any():
@@ -166,12 +166,15 @@ def split_of(image_path):
     return "train" if draw < train else "val" if draw < train + val else "test"
 
 
-def check_image_paths(rows, csv_path):
-    """Raise ValueError for a path that leaves the data folder."""
+def check_image_paths(rows, csv_path, allow_outside):
+    """Raise ValueError for an empty path, or for one that leaves the data folder unless that is allowed."""
     for path in rows["image_path"].unique():
         posix = PurePosixPath(path.replace("\\", "/"))
-        if not path or posix.is_absolute() or ".." in posix.parts:
-            raise ValueError(f"{csv_path}: image_path {path!r} does not lie inside the folder of the CSV")
+        if not path.strip():
+            raise ValueError(f"{csv_path}: a row has no image_path")
+        if not allow_outside and (posix.is_absolute() or ".." in posix.parts):
+            raise ValueError(f"{csv_path}: image_path {path!r} does not lie inside the folder of the CSV; if it is meant, "
+                             "use --allow-outside")
 
 
 def annotators_answers(rows, json_path):
@@ -372,11 +375,13 @@ class VQADataset:
         return hashlib.sha256(self.rows[columns].to_csv(index=False).encode()).hexdigest()[:16]
 
 
-def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits, answer_sampling="majority"):
+def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits, answer_sampling="majority",
+                   max_unreadable=MAX_UNREADABLE):
     """{split: VQADataset}: rows -> decoded images -> stored states at the model's freeze boundary -> datasets.
 
     The model is moved to the device. `folder`: what image_path is relative to. All `rows` are decoded and encoded, so
-    that a later script finds them in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted.
+    that a later script finds them in `cfg.cache_dir`. Rows whose image is unreadable are dropped and counted; more than
+    the share `max_unreadable` of the images is an error.
     `answer_sampling` is for "train" only. Raises ValueError if it is "humans" and no training row has more than its label.
     """
     for split in splits:
@@ -384,7 +389,7 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
     if answer_sampling == "humans":
         require_annotators(rows_of_split(rows, "train"))
     model.to(precision.device)
-    pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers)
+    pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers, max_unreadable)
     rows = pixels.readable(rows)
     report_leaks(rows, pixels.image_digests())
     store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)

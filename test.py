@@ -44,6 +44,8 @@ class Config:
     """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
+    allow_outside: bool = False
+    """an image_path may be absolute or contain .., and so leave the folder of the CSV"""
     split: Literal["train", "val", "test"] = "test"
     """the rows to answer"""
     test_csv: str | None = None
@@ -174,7 +176,7 @@ def answer_split(cfg):
 
 def read_scored_rows(cfg):
     """(rows of `data_dir`, entries of `read_held_out`). All rows of --test-csv are in the split that is scored."""
-    rows = read_rows(cfg.data_dir, use_split=cfg.test_csv is None)
+    rows = read_rows(cfg.data_dir, allow_outside=cfg.allow_outside, use_split=cfg.test_csv is None)
     if cfg.test_csv is not None:
         print(f"answering all {len(rows)} rows of {cfg.test_csv}; its column split does not count")
         return rows, read_held_out(cfg.data_dir, rows)
@@ -183,13 +185,16 @@ def read_scored_rows(cfg):
     return rows, read_held_out(cfg.data_dir, rows, cfg.split)
 
 
-def load_dataset(trained, rows, cfg):
-    """The VQADataset of the split `cfg.split` for a TrainedModel, which is moved to the device."""
+def load_dataset(trained, rows, cfg, **options):
+    """The VQADataset of the split `cfg.split` for a TrainedModel, which is moved to the device.
+
+    `options`: of `build_datasets`.
+    """
     folder = data_folder(cfg.data_dir)
     image_folders = sorted({os.path.dirname(folder / path) for path in rows["image_path"].unique()})
     require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": image_folders})
     return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, Precision(cfg.device),
-                          (cfg.split,))[cfg.split]
+                          (cfg.split,), **options)[cfg.split]
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
@@ -230,8 +235,8 @@ def oracle_ceiling(question_ids, path):
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
     trained = load_model(cfg.checkpoint, cfg)
-    rows = read_rows(cfg.data_csv, need_answers=False, use_split=False)
-    dataset = load_dataset(trained, rows, cfg)
+    rows = read_rows(cfg.data_csv, need_answers=False, allow_outside=cfg.allow_outside, use_split=False)
+    dataset = load_dataset(trained, rows, cfg, max_unreadable=1)  # one bad image costs its own rows only
     answers = answers_of(trained, dataset, cfg)
     write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
@@ -253,7 +258,7 @@ def answer_one(cfg):
 
 def score_baselines(cfg):
     """Score floors and one annotator on all rows, without images and without a model."""
-    table = read_rows(cfg.data_dir)
+    table = read_rows(cfg.data_dir, allow_outside=cfg.allow_outside)
     rows, held_out = table.to_dict("records"), read_held_out(cfg.data_dir, table)
     _, metrics = evaluate(rows, cross_validated_floors(rows), held_out=held_out)
     write_json(cfg.metrics_json, metrics)

@@ -39,6 +39,8 @@ class LoopConfig:
 
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
+    allow_outside: bool = False
+    """an image_path may be absolute or contain .., and so leave the folder of the CSV"""
     epochs: int = 30
     """at most; early stopping may end sooner"""
     batch_size: int = 128
@@ -250,7 +252,7 @@ def main(cfg):
     print(f"computing on {precision}")
     distributed.init_process_group(precision.device)
     with lock_output_folder(cfg):
-        rows = read_rows(cfg.data_dir)
+        rows = read_rows(cfg.data_dir, allow_outside=cfg.allow_outside)
         answers = training_answers(rows_of_split(rows, "train"), cfg.answer_sampling)
         vocab = Vocab.build(answers, cfg.min_word_freq, whole_answers=cfg.decoder == "classifier")
         print(f"vocabulary: {len(vocab)} words")

@@ -154,13 +154,15 @@ def _draw_cell(row):
 
 def _fitted(path, width, height):
     """The image scaled, up or down, to fill the width or the height. An unreadable file raises OSError with its name."""
+    def resize(image):
+        scale = min(width / image.width, height / image.height)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
     try:
-        image = open_image(path)
+        return open_image(path, resize)
     except UNREADABLE as error:
         raise OSError(f"{path} cannot be read as an image ({error}); repair it or leave its rows out") from error
-    scale = min(width / image.width, height / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _write(draw, x, y, text, font, fill, width, max_lines):

@@ -1,13 +1,14 @@
 """From a trained model to answers: of a whole dataset, or of one question about one image file."""
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from common.device import compute_in_slices, slices_of
 from common.images import UNREADABLE
-from features.pixels import decode_image
+from features.pixels import decode_image, similar_path
 from features.store import tokenize_questions
 
 
@@ -54,7 +55,8 @@ def answer_image(trained, image, question, precision, beam_size=1):
     try:
         pixels = torch.tensor(decode_image(image, encoders.image.resize)).unsqueeze(0)  # (1, 3, S, S)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"--image {image}: no such file") from error
+        similar = similar_path(Path(), str(image))
+        raise FileNotFoundError(f"--image {image}: no such file{f'; {similar} exists' if similar else ''}") from error
     except UNREADABLE as error:
         raise ValueError(f"--image {image} cannot be read as an image: {error}") from error
     input_ids, _ = tokenize_questions(encoders.question.tokenizer, [question], model.config.question_max_len)

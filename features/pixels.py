@@ -6,11 +6,13 @@ import errno
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -19,11 +21,12 @@ from tqdm import tqdm
 
 from common import distributed
 from common.files import is_device, write_json
-from common.images import UNREADABLE, keep_memory, open_image
+from common.images import BUDGET_OF_THREADS, UNREADABLE, Budget, keep_memory, open_image
 from common.settings import printable
 from features.arrays import hash_of, new_array, open_array, still_writing
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
+NUM_NAMED = 5  # unreadable images that a message names
 DECODE_VERSION = 3  # part of the hash: raise it if decoding gives other pixels
 # error numbers that mean that a file will not open the next time either
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
@@ -52,11 +55,11 @@ class PixelStore:
         return {path: digest for path, digest in zip(self.paths, self.digests, strict=True) if path not in self.unreadable}
 
 
-def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
+def decode_images(folder, image_paths, image_encoder, cache_dir, workers, max_unreadable=MAX_UNREADABLE):
     """Decode each distinct image of `image_paths` once, with CLIP's own transform; returns the PixelStore.
 
-    `workers` processes decode; 0 stands for one per core. Unreadable images are named and counted.
-    Raises ValueError if more than MAX_UNREADABLE of them are unreadable.
+    `workers` processes decode; 0 stands for one per core. Unreadable images are counted, and all are named in the JSON
+    file beside the pixel store. Raises ValueError if more than the share `max_unreadable` of them is unreadable, or all.
     """
     folder, paths = Path(folder), sorted(set(image_paths))
     with ThreadPoolExecutor(DIGEST_THREADS) as pool:
@@ -66,12 +69,12 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers):
     target = Path(cache_dir) / f"pixels-{key}.npy"
     if not distributed.broadcast(target.is_file()):
         build_pixels(target, ImageFiles(folder, paths, digests, image_encoder.resize), size, workers or available_cores())
-    pixels, unreadable = open_array(target, len(paths)), read_unreadable(target.with_suffix(".json"))
+    listed = target.with_suffix(".json")
+    pixels, unreadable = open_array(target, len(paths)), read_unreadable(listed)
     if pixels.shape[1:] != (3, *size) or pixels.dtype != np.uint8:
         raise ValueError(f"{target} is damaged (it holds {pixels.dtype} {pixels.shape}): delete it and run again")
-    require_few_unreadable(unreadable, len(paths))
     if unreadable:
-        print(f"{len(unreadable)} of {len(paths)} images cannot be read, their rows are left out: {first_reasons(unreadable)}")
+        report_unreadable(unreadable, len(paths), max_unreadable, listed)
     return PixelStore(paths, pixels, unreadable, key, digests)
 
 
@@ -104,6 +107,7 @@ class ImageFiles(Dataset):
 
     def __init__(self, folder, paths, digests, resize):
         self.folder, self.paths, self.digests, self.resize, self.stored_in = folder, paths, digests, resize, None
+        self.budget = BUDGET_OF_THREADS
 
     @functools.cached_property
     def pixels(self):
@@ -117,9 +121,9 @@ class ImageFiles(Dataset):
     def __getitem__(self, row):
         """Decode one image into its row. Returns (row, None), or (row, reason) if it is unreadable."""
         if self.digests[row] is None:
-            return row, "no regular file" if is_device(self.folder / self.paths[row]) else "missing"
+            return row, why_not_opened(self.folder, self.paths[row])
         try:
-            self.pixels[row] = decode_image(self.folder / self.paths[row], self.resize)
+            self.pixels[row] = decode_image(self.folder / self.paths[row], self.resize, self.budget)
         except UNREADABLE as error:
             if isinstance(error, OSError) and error.errno:  # of the system; Pillow's own errors have no number
                 raise passing_error(self.folder / self.paths[row], error) from error
@@ -127,9 +131,52 @@ class ImageFiles(Dataset):
         return row, None
 
 
-def decode_image(path, resize):
+def decode_image(path, resize, budget=BUDGET_OF_THREADS):
     """An image file as uint8 pixels (3, S, S). `resize` is CLIP's transform up to the pixels. Raises one of UNREADABLE."""
-    return np.asarray(resize(open_image(path))).transpose(2, 0, 1)
+    return open_image(path, lambda image: np.asarray(resize(image)).transpose(2, 0, 1), budget)
+
+
+def why_not_opened(folder, path):
+    """Why the file `path` (relative to `folder`) could not be opened, with the spelling of a file that exists."""
+    if is_device(folder / path):  # opening one may never end
+        return "no regular file"
+    try:
+        open(folder / path, "rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        similar = similar_path(folder, path)
+        hint = " (use / instead of \\)" if similar and "\\" in path else ""
+        return f"missing; {similar} exists{hint}" if similar else "missing"
+    except PermissionError:
+        return "no permission"
+    except IsADirectoryError:
+        return "a folder"
+    except OSError as error:
+        return str(error.strerror)
+    return "it could not be read"
+
+
+def similar_path(folder, path):
+    """An existing path that differs from `path` in letter case, in \\ for / or in how accents are encoded; else None."""
+    found = Path()
+    for part in PurePosixPath(path.replace("\\", "/")).parts:
+        name = part if os.path.exists(folder / found / part) else names_in(folder / found).get(plain(part))
+        if name is None:
+            return None
+        found /= name
+    return found.as_posix()
+
+
+@functools.lru_cache
+def names_in(folder):
+    """{plain(name): name} of the files and folders in `folder`; {} if it cannot be listed."""
+    try:
+        return {plain(name): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
+
+
+def plain(name):
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def build_pixels(target, files, size, workers):
@@ -139,18 +186,18 @@ def build_pixels(target, files, size, workers):
     unreadable = {}
     with new_array(target, (len(files), 3, *size), np.uint8) as pixels:
         files.stored_in = pixels.filename
+        if workers:
+            files.budget = Budget(multiprocessing.get_context(START_METHOD))
         loader = DataLoader(files, IMAGES_PER_TASK, sampler=own_rows, num_workers=workers, collate_fn=list,
                             multiprocessing_context=START_METHOD if workers else None)
         with tqdm(total=len(own_rows), desc="decoding images", unit=" images", mininterval=0.5,
                   disable=distributed.get_rank() > 0) as bar:
             for results in batches_of(loader):
                 unreadable |= {files.paths[row]: reason for row, reason in results if reason}
-                require_few_unreadable(unreadable, len(files))
                 bar.update(len(results))
                 still_writing(pixels)
         for others in distributed.all_gather(unreadable):
             unreadable |= others
-        require_few_unreadable(unreadable, len(files))
         if distributed.get_rank() == 0:
             unreadable = dict(sorted(unreadable.items()))
             write_json(target.with_suffix(".json"), {"unreadable": unreadable, "checksum": hash_of(unreadable)})
@@ -182,13 +229,17 @@ def read_unreadable(path):
         raise ValueError(f"{path} is damaged ({error!s:.100}): delete it with the .npy file beside it and run again") from error
 
 
-def require_few_unreadable(unreadable, total):
-    """Raise ValueError, with the first names and reasons, if more than MAX_UNREADABLE of the images are unreadable."""
-    if len(unreadable) > MAX_UNREADABLE * total:
-        raise ValueError(f"{len(unreadable)} of {total} images cannot be read, more than {MAX_UNREADABLE:.0%}: "
-                         f"{first_reasons(unreadable)}; repair or remove them, or build the data set again with "
+def report_unreadable(unreadable, total, max_unreadable, listed):
+    """Print the number of unreadable images and the first names with their reasons. `listed`: the file that has them all.
+
+    Raises ValueError instead if more than the share `max_unreadable` of the images is unreadable, or all.
+    """
+    count = f"{len(unreadable)} of {total} images cannot be read"
+    reasons = "; ".join(printable(f"{path} ({reason})") for path, reason in sorted(unreadable.items())[:NUM_NAMED])
+    if len(unreadable) > NUM_NAMED:
+        reasons += f"; all are in {listed}"
+    if len(unreadable) > max_unreadable * total or len(unreadable) == total:
+        limit = f", more than {max_unreadable:.0%}" if max_unreadable < 1 else ""
+        raise ValueError(f"{count}{limit}: {reasons}; repair or remove them, or build the data set again with "
                          "`python mini_vqa_v2.py`")
-
-
-def first_reasons(unreadable):
-    return "; ".join(printable(f"{path} ({reason})") for path, reason in sorted(unreadable.items())[:5])
+    print(f"{count}, their rows are left out: {reasons}")

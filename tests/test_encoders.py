@@ -119,8 +119,8 @@ def test_a_local_folder_without_config_or_weights_is_an_error(encoder_flags, tmp
 
 
 @pytest.mark.parametrize("part, name, value", [
-    ("vision_cfg", "layers", "x"), ("vision_cfg", "layers", 0),
-    ("vision_cfg", "width", -1), ("vision_cfg", "head_width", 0), ("vision_cfg", "new", 1),
+    ("vision_cfg", "layers", "x"), ("vision_cfg", "layers", 0), ("vision_cfg", "width", -1), ("vision_cfg", "head_width", 0),
+    ("vision_cfg", "new", 1),
     ("vision_cfg", "patch_size", {}), ("preprocess_cfg", "std", [0, 0, 0]), ("preprocess_cfg", "mean", "x"),
     ("preprocess_cfg", "mean", [0.5]), ("preprocess_cfg", "interpolation", 7), ("preprocess_cfg", "resize_mode", "x")])
 def test_a_wrong_value_in_the_config_of_clip_is_one_line(part, name, value, encoder_flags, tmp_path):

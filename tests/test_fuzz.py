@@ -101,9 +101,11 @@ def test_official_json(kind, tmp_path):
         assert all(isinstance(row["answer"], str) and row["agreement"] >= 1 for row in rows)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".bmp", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".bmp", ".tif", ".avif", ".heic"])
 def test_images(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()  # for writing
     y, x = np.mgrid[:40, :50]
     Image.fromarray(np.stack([x * 5, y * 6, x + y], -1).astype(np.uint8)).save(path)
     for image in fuzz(path, lambda: open_image(path), suffix, CASES // 4, UNREADABLE):

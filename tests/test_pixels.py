@@ -1,7 +1,11 @@
 """Decoding image files: CLIP's own pixels, each distinct image once, unreadable images named."""
 import errno
 import hashlib
+import json
 import os
+import re
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from common import images
 from common.images import open_image
 from features import pixels
-from features.pixels import decode_images
+from features.pixels import decode_images, why_not_opened
 
 
 def decode(encoders, data_dir, cache_dir, workers=2):
@@ -66,6 +71,57 @@ def test_one_percent_of_the_images_may_be_unreadable(encoders, tmp_path, capsys)
         decode_images(tmp_path, names, encoders.image, tmp_path / "cache", 2)
 
 
+def test_all_unreadable_images_are_counted_and_listed(encoders, tmp_path, monkeypatch):
+    """The count stopped at the first batch: 7 of 400 where 40 were broken."""
+    names = [f"{number:03d}.png" for number in range(100)]
+    for name in names:
+        Image.new("RGB", (8, 8), "green").save(tmp_path / name)
+    broken = names[::10]
+    for name in broken:
+        (tmp_path / name).write_text("no image")
+    message = r"10 of 100 images cannot be read, more than 1%: 000.png .*; all are in (\S+/pixels-\w+\.json);"
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(ValueError, match=message) as error:
+            decode_images(tmp_path, names, encoders.image, tmp_path / "cache", 2)
+        monkeypatch.setattr(pixels, "build_pixels", lambda *_: pytest.fail("decoded again"))
+    listed = Path(re.search(message, str(error.value))[1])
+    assert list(json.loads(listed.read_text())["unreadable"]) == broken
+    store = decode_images(tmp_path, names, encoders.image, tmp_path / "cache", 2, max_unreadable=1)
+    assert list(store.unreadable) == broken
+
+
+@pytest.mark.parametrize("path, reason", [
+    ("Images/a.JPG", "missing; images/A.jpg exists"), ("images\\A.jpg", "missing; images/A.jpg exists (use / instead of \\)"),
+    (unicodedata.normalize("NFD", "images/é.png"), "missing; images/é.png exists"), ("b.png", "missing"),
+    ("images", "a folder"), ("images/A.jpg/b.png", "missing"), ("../{}/IMAGES/A.jpg", "missing; ../{}/images/A.jpg exists"),
+    ("loop.png", "Too many levels of symbolic links"), ("x" * 300, "File name too long")])
+def test_the_reason_says_what_is_wrong_with_a_path(path, reason, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("images/A.jpg", "images/é.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    path, reason = path.format(tmp_path.name), reason.format(tmp_path.name)
+    assert why_not_opened(tmp_path, path) == reason
+
+
+def test_an_image_without_permission_is_not_called_missing(encoders, tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pixels, "open", refuse, raising=False)
+    with pytest.raises(ValueError, match=r"1 of 1 images cannot be read, more than 1%: a.png \(no permission\)"):
+        decode_images(tmp_path, ["a.png"], encoders.image, tmp_path / "cache", 1)
+
+
+def test_worker_processes_share_one_budget_of_memory(encoders, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "IMAGES_PER_TASK", 8)
+    expected = decode(encoders, data_dir, tmp_path / "cache", 0)
+    monkeypatch.setattr(images, "UNIT", 100)
+    monkeypatch.setattr(images, "BUDGET", 30)  # one image has up to 25
+    assert np.array_equal(expected.pixels, decode(encoders, data_dir, tmp_path / "other", 2).pixels)
+
+
 def test_the_number_of_workers_changes_no_pixel(encoders, data_dir, tmp_path):
     stores = [decode(encoders, data_dir, tmp_path / str(workers), workers) for workers in (1, 3)]
     assert np.array_equal(stores[0].pixels, stores[1].pixels) and stores[0].pixels.any((1, 2, 3)).all()
@@ -74,10 +130,10 @@ def test_the_number_of_workers_changes_no_pixel(encoders, data_dir, tmp_path):
 def test_a_killed_worker_is_one_clear_line(encoders, data_dir, tmp_path, monkeypatch):
     parent = os.getpid()
 
-    def die(path):
+    def die(*arguments):
         if os.getpid() != parent:
             os.kill(os.getpid(), 9)
-        return open_image(path)
+        return open_image(*arguments)
 
     monkeypatch.setattr(pixels, "open_image", die)
     monkeypatch.setattr(pixels, "IMAGES_PER_TASK", 2)

@@ -65,14 +65,15 @@ def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
     (HEADER, "utf-8", "no row with question and answer"),
     (HEADER + "a.jpg,,x\n", "utf-8", "no row with question and answer"),
     ("", "utf-8", "is empty"),
-    (HEADER + "/etc/passwd,q,x\n", "utf-8", "does not lie inside"),
+    (HEADER + "/etc/passwd,q,x\n", "utf-8", "does not lie inside the folder of the CSV; if it is meant, use --allow-outside"),
+    (HEADER + ",q,x\n", "utf-8", "a row has no image_path"),
     (HEADER + "a/../../b.jpg,q,x\n", "utf-8", "does not lie inside"),
     (HEADER + "..\\b.jpg,q,x\n", "utf-8", "does not lie inside"),
     ("image_path,question,answer,split\na.jpg,q,x,dev\n", "utf-8", "the split 'dev' is none of train, val, test"),
     ("question_id,image_path,question,answer\n7,a.jpg,q,x\n7,b.jpg,q,x\n", "utf-8", "question_id '7' occurs twice"),
 ], ids=["utf-16", "latin-1", "NUL", "too few cells", "too many cells", "lines are counted with blank rows and line breaks",
         "open quote", "huge cell", "grouped digits", "digits grouped by a narrow space", "column missing", "columns misspelled",
-        "column twice", "no rows", "no question", "empty file", "absolute path", "path that leaves",
+        "column twice", "no rows", "no question", "empty file", "absolute path", "no path", "path that leaves",
         "path that leaves by backslash", "unknown split", "question id twice"])
 def test_bad_csvs_end_in_one_clear_line(text, encoding, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -91,6 +92,11 @@ def test_blank_rows_are_counted_and_a_tsv_is_a_csv(tmp_path, capsys):
 def test_a_file_of_questions_may_have_a_split_of_its_own(tmp_path):
     path = write_csv(tmp_path, "image_path,question,split\na.jpg,q,dev\nb.jpg,q,\n")
     assert len(read_rows(path, need_answers=False, use_split=False)) == 2
+
+
+@pytest.mark.parametrize("path", ["/data/a.jpg", "../a.jpg", "a/../../b.jpg"])
+def test_paths_outside_the_folder_are_allowed_by_a_flag(path, tmp_path):
+    assert read_rows(write_csv(tmp_path, HEADER + f"{path},q,x\n"), allow_outside=True)["image_path"].tolist() == [path]
 
 
 def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):

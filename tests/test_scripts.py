@@ -179,6 +179,21 @@ def test_own_questions_without_answers_are_answered_and_not_scored(score, data_d
     assert "not scored" in output and metrics is None and (tmp_path / "r/index.html").is_file()
 
 
+def test_one_bad_image_costs_own_questions_only_its_own_answer(trained, score, data_dir, tmp_path):
+    """One bad image of three was more than 1 %: nothing was answered."""
+    own = tmp_path / "own.csv"
+    own.write_text(f"image_path,question\n{data_dir}/images/0001.png,What?\n{data_dir}/IMAGES/0002.png,What?\n")
+    data, flags = ("--data-csv", own), ("--allow-outside", "--cache-dir", tmp_path / "cache")
+    assert "use --allow-outside" in call_script("test.py", *data, expect=2, cwd=trained[0])
+    output, _, rows = score(*flags, data=data)
+    assert [row["image_path"] for row in rows] == [f"{data_dir}/images/0001.png"]
+    bad = f"{data_dir}/IMAGES/0002.png (missing; {data_dir}/images/0002.png exists)"
+    assert f"1 of 2 images cannot be read, their rows are left out: {bad}" in output
+    own.write_text("image_path,question\nnowhere.png,What?\n")
+    error = call_script("test.py", *data, *flags, expect=2, cwd=trained[0])
+    assert "1 of 1 images cannot be read: nowhere.png (missing)" in error
+
+
 def test_a_question_only_model_has_its_own_folder_and_becomes_a_floor(trained, score, encoder_flags, data_dir, tmp_path):
     folder, *_ = trained
     stage_1 = (folder / STAGE_ONE).read_bytes()
@@ -251,6 +266,7 @@ def test_bad_data_ends_training_in_one_line(damage, message, train_flags, data_d
     ("test.py", ["--checkpoint", "LICENSE"], "is not a checkpoint"),
     ("test.py", ["--image", "x.jpg"], "--image and --question go together"),
     ("test.py", ["--image", "nowhere.jpg", "--question", "What?"], "--image nowhere.jpg: no such file"),
+    ("test.py", ["--image", "license", "--question", "What?"], "--image license: no such file; LICENSE exists"),
     ("test.py", ["--image", "a.png", "--question", " "], "--question"),
     ("test.py", ["--image", "a.png", "--question", "a \udcff"], "--question"),
     ("test.py", ["--image", "a.png", "--question", "What?", "--data-csv", "a.csv"], "--image and --data-csv"),
