@@ -265,6 +265,7 @@ def test_a_killed_run_releases_its_folder_and_the_next_run_keeps_its_images(tmp_
         process = build.start()
         while len(list(build.folder.glob("images/COCO*"))) < 20:
             time.sleep(0.01)
+        server.delay = 30  # the first run must not end before the second one has started
         _, error = (second := build.start()).communicate(timeout=60)
         assert second.returncode == 2 and "another run is writing to --output-dir" in error and error.count("\n") == 1
         os.killpg(process.pid, signal.SIGKILL)
