@@ -5,10 +5,7 @@ Missing weights are an error with one line: no "pretrained" encoder is ever rand
 import contextlib
 import hashlib
 import logging
-import math
-import pickle
 import string
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +23,10 @@ from torchvision import transforms
 
 from common.files import refuse_device
 from features.arrays import hash_of
-from features.weights import find_weights_file, is_torchscript, read_visual_weights, similar_model
+from features.weights import BROKEN_WEIGHTS, find_weights_file, is_torchscript, local_folder, read_visual_weights, similar_model
 
 # errors of a missing file in the hub's cache, of a damaged one, and of the network
 NOT_FOUND = (OSError, ValueError, SafetensorError)
-# errors that a damaged or foreign weights file raises
-BROKEN_WEIGHTS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError,
-                  SafetensorError, zipfile.BadZipFile)
-
 # values of the configs that change what an encoder computes and that its weights do not show
 TRANSFORM_SETTINGS = ("interpolation", "resize_mode", "fill_color")
 GPT2_SETTINGS = ("n_head", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
@@ -96,48 +89,52 @@ def load_image_encoder(clip_model, clip_pretrained):
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
     visual = build_image_tower(clip_model, clip_pretrained)
     with refuse_config(clip_model):
-        quick_gelu = isinstance(visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+        block = visual.transformer.resblocks[0]
+        quick_gelu = isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU)
     weights, preprocess = find_clip_weights(clip_model, clip_pretrained, quick_gelu)
-    visual.preprocess_cfg = merge_preprocess_dict(visual.preprocess_cfg, preprocess)
     try:
         # strict: a missing weight or another shape is an error; assign: no copy
         visual.load_state_dict(read_visual_weights(weights), strict=True, assign=True)
     except BROKEN_WEIGHTS as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--clip-model {clip_model} with weights {weights} cannot be loaded: {reason}") from error
-    block = visual.transformer.resblocks[0]
     with refuse_config(clip_model):
-        preprocess_cfg = PreprocessCfg(**visual.preprocess_cfg)
-        *resize, _, normalize = image_transform_v2(preprocess_cfg, is_train=False).transforms
-        mean, std = tuple(normalize.mean), tuple(normalize.std)
-        transforms.Compose(resize)(Image.new("RGB", (9, 7)))  # some values fail only now
-        if not (len(mean) == len(std) == 3 and all(math.isfinite(value) for value in mean + std) and min(map(abs, std)) > 0):
-            raise ValueError(f"mean {mean} and std {std} are not three numbers each, or std is 0")
-    transform = {"size": list(visual.image_size), **{name: getattr(preprocess_cfg, name) for name in TRANSFORM_SETTINGS}}
-    config = {"heads": block.attn.num_heads, "quick_gelu": isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU),
+        settings = PreprocessCfg(**merge_preprocess_dict(visual.preprocess_cfg, preprocess))
+        resize, mean, std = split_transform(image_transform_v2(settings, is_train=False))
+    transform = {"size": list(visual.image_size), **{name: getattr(settings, name) for name in TRANSFORM_SETTINGS}}
+    config = {"heads": block.attn.num_heads, "quick_gelu": quick_gelu,
               "approximate": getattr(block.mlp.gelu, "approximate", "none"),
               "epsilon": [module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)],
               "pool_type": visual.pool_type, "final_ln_after_pool": visual.final_ln_after_pool}
-    return ImageEncoder(visual, transforms.Compose(resize), mean, std, transform,
-                        fingerprint(visual.state_dict(), config, transform, mean, std))
+    return ImageEncoder(visual, resize, mean, std, transform, fingerprint(visual.state_dict(), config, transform, mean, std))
+
+
+def split_transform(transform):
+    """CLIP's transform as (its steps up to the pixels, mean, std). Raises an error if it does not work."""
+    transform(Image.new("RGB", (9, 7)))  # some wrong values fail only now
+    *resize, _, normalize = transform.transforms
+    mean, std = tuple(normalize.mean), tuple(normalize.std)
+    if not (len(mean) == len(std) == 3 and torch.tensor(mean + std).isfinite().all()):
+        raise ValueError(f"mean {mean} and std {std} are not three numbers each")
+    return transforms.Compose(resize), mean, std
 
 
 @contextlib.contextmanager
 def refuse_config(clip_model):
-    """Whatever error the values of a damaged open_clip_config.json cause becomes one line."""
+    """Turn any error that the values of a damaged open_clip_config.json cause into a ValueError of one line."""
     try:
         yield
     except Exception as error:  # open_clip raises AssertionError, ZeroDivisionError and more
-        config = f"{clip_model.removeprefix('local-dir:')}/open_clip_config.json" if "local-dir:" in clip_model else clip_model
+        folder = local_folder(clip_model)
+        config = folder / "open_clip_config.json" if folder else clip_model
         raise ValueError(f"--clip-model {clip_model} cannot be built from the values in {config} ({type(error).__name__}: "
                          f"{error!s:.200})") from error
 
 
 def build_image_tower(clip_model, clip_pretrained):
-    """open_clip's image tower without weights, in eval mode. Raises an error if there is no such model, or no plain ViT."""
+    """open_clip's image tower without weights, in eval mode. Raises ValueError or FileNotFoundError."""
     import open_clip
-    if clip_model.startswith("local-dir:"):
-        folder = Path(clip_model.removeprefix("local-dir:"))
+    if folder := local_folder(clip_model):
         if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(f"--clip-model {clip_model}: no open_clip_config.json in {folder}")
         for path in folder.iterdir():
@@ -157,15 +154,15 @@ def build_image_tower(clip_model, clip_pretrained):
 def find_clip_weights(clip_model, clip_pretrained, quick_gelu):
     """The weights file, and the preprocessing settings of its tag ({} for a file or folder).
 
-    `quick_gelu`: whether the model has this activation. Raises ValueError if the weights are known to need it and it has not:
+    `quick_gelu`: whether the model has this activation. Raises ValueError if it lacks QuickGELU and the weights need it:
     open_clip only warns, and every feature would be slightly wrong.
     """
     import open_clip
-    is_folder = clip_model.startswith("local-dir:")
-    tag = None if is_folder else open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
+    folder = local_folder(clip_model)
+    tag = None if folder else open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
     path = None if tag else find_weights_file(clip_model, clip_pretrained)
     if not quick_gelu and (is_torchscript(path) if path else tag.get("quick_gelu")):
-        remedy = '"quick_gelu": true in open_clip_config.json' if is_folder else f"--clip-model {clip_model}-quickgelu"
+        remedy = '"quick_gelu": true in open_clip_config.json' if folder else f"--clip-model {clip_model}-quickgelu"
         raise ValueError(f"--clip-model {clip_model} lacks QuickGELU, the activation of its weights {path or clip_pretrained}: "
                          f"use {remedy}")
     if path:
@@ -206,20 +203,7 @@ def load_question_encoder(gpt2_model):
 
     Raises ValueError or FileNotFoundError if files are missing or do not fit.
     """
-    from transformers import AutoTokenizer, GPT2Model
-    from transformers.utils import logging as transformers_logging
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-    def load(local_files_only):
-        # False: code that comes with a model never runs, and nobody is asked whether it may
-        tokenizer = AutoTokenizer.from_pretrained(gpt2_model, local_files_only=local_files_only, trust_remote_code=False)
-        # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
-        gpt2, report = GPT2Model.from_pretrained(gpt2_model, local_files_only=local_files_only, dtype=torch.float32,
-                                                 attn_implementation="sdpa", output_loading_info=True,
-                                                 trust_remote_code=False)
-        return tokenizer, gpt2, report
-
+    load = partial(read_gpt2, gpt2_model)
     if Path(gpt2_model).is_dir():
         for path in Path(gpt2_model).iterdir():
             refuse_device(path)
@@ -242,8 +226,22 @@ def load_question_encoder(gpt2_model):
         raise ValueError(f"--gpt2-model {gpt2_model}: its tokenizer has no end-of-text token")
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     config = {name: getattr(gpt2.config, name) for name in GPT2_SETTINGS}
-    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2.state_dict(), config, tokenizer(list(TEXTS))["input_ids"],
-                                                               tokenizer.eos_token_id, sorted(tokenizer.get_vocab().items())))
+    behaviour = (tokenizer(list(TEXTS))["input_ids"], tokenizer.eos_token_id, sorted(tokenizer.get_vocab().items()))
+    return QuestionEncoder(gpt2.eval(), tokenizer, fingerprint(gpt2.state_dict(), config, *behaviour))
+
+
+def read_gpt2(gpt2_model, local_files_only):
+    """(tokenizer, GPT-2, report of its missing weights), read by transformers."""
+    from transformers import AutoTokenizer, GPT2Model
+    from transformers.utils import logging as transformers_logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # False: code that comes with a model never runs, and nobody is asked whether it may
+    options = {"local_files_only": local_files_only, "trust_remote_code": False}
+    # sdpa: the model runs the blocks without a mask, which is causal under sdpa but not under eager attention
+    gpt2, report = GPT2Model.from_pretrained(gpt2_model, dtype=torch.float32, attn_implementation="sdpa",
+                                             output_loading_info=True, **options)
+    return AutoTokenizer.from_pretrained(gpt2_model, **options), gpt2, report
 
 
 def fingerprint(weights, *values):

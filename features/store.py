@@ -94,8 +94,7 @@ def encode_images(model, image_encoder, pixels, cache_dir, precision):
         batch = torch.from_numpy(pixels.pixels[rows]).to(precision.device)
         return model.encode_image_frozen(image_encoder.normalize(batch))
 
-    key = [pixels.key, image_encoder.fingerprint, image_encoder.mean, image_encoder.std, model.clip_layers,
-           model.config.image_pooling]
+    key = [pixels.key, image_encoder.fingerprint, model.clip_layers, model.config.image_pooling]
     return stored_states("image_states", key, len(pixels.paths), encode, cache_dir, precision, "images")
 
 

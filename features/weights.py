@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 STORAGES = {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
             "DoubleStorage": torch.float64}
+# errors that a damaged or foreign weights file raises
+BROKEN_WEIGHTS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError,
+                  SafetensorError, zipfile.BadZipFile)
 # a vision transformer as others spell it, such as ViT-L/14@336px and openai/clip-vit-large-patch14-336: size, patch, resolution
 VIT = re.compile(r"vit[^a-z0-9]?([blhg])[a-z]*[^a-z0-9]?(?:patch)?(\d+)(?:[^a-z0-9](\d{3}))?", re.IGNORECASE)
+
+
+def local_folder(clip_model):
+    """The folder of local-dir:FOLDER; None for a name of open_clip."""
+    return Path(clip_model.removeprefix("local-dir:")) if clip_model.startswith("local-dir:") else None
 
 
 def similar_model(clip_model, clip_pretrained):
@@ -30,12 +38,12 @@ def similar_model(clip_model, clip_pretrained):
 def find_weights_file(clip_model, clip_pretrained):
     """The weights file of local-dir:FOLDER, or the one that `clip_pretrained` names. Raises FileNotFoundError."""
     import open_clip
-    if not clip_model.startswith("local-dir:"):
+    folder = local_folder(clip_model)
+    if folder is None:
         if Path(clip_pretrained).is_file():
             return clip_pretrained
         raise FileNotFoundError(f"--clip-pretrained {clip_pretrained} is neither a weights file nor a tag of {clip_model}; "
                                 f"tags: {', '.join(open_clip.list_pretrained_tags_by_model(clip_model))}")
-    folder = Path(clip_model.removeprefix("local-dir:"))
     found = [path for suffix in ("safetensors", "bin", "pth", "pt") for path in sorted(folder.glob(f"*.{suffix}"))]
     if not found:
         raise FileNotFoundError(f"--clip-model {clip_model}: no weights file in {folder} (open_clip_model.safetensors)")
@@ -43,7 +51,10 @@ def find_weights_file(clip_model, clip_pretrained):
 
 
 def read_visual_weights(path):
-    """{name: float32 tensor} of the image tower in a weights file. Other tensors are not read, if the format allows it."""
+    """{name: float32 tensor} of the image tower in a weights file. Raises one of BROKEN_WEIGHTS.
+
+    Other tensors are not read, if the format allows it.
+    """
     if str(path).endswith(".safetensors"):
         with safe_open(path, "pt") as stream:
             weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118
@@ -68,7 +79,7 @@ def is_torchscript(path):
 
 
 def read_torchscript(path, prefix):
-    """{name: tensor} of the parameters whose name begins with `prefix`. Raises one of encoders.BROKEN_WEIGHTS."""
+    """{name: tensor} of the parameters whose name begins with `prefix`. Raises one of BROKEN_WEIGHTS."""
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).removesuffix("constants.pkl")
         with archive.open(f"{root}data.pkl") as stream:
