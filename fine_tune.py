@@ -19,20 +19,14 @@ from common.device import Precision
 from common.files import is_same
 from features.overlap import count_trained, refuse_trained
 from preprocess import read_rows
-from training.checkpoint import load_model
+from training.checkpoint import CheckpointConfig, load_model
 from training.run_state import is_finished, lock_output_folder
 
 
 @dataclass
-class Config(train.LoopConfig):
+class Config(CheckpointConfig, train.LoopConfig):
     checkpoint: str = "output/feature_extraction/vqa_checkpoint.pt"
     """stage 1's best checkpoint"""
-    clip_model: str | None = None
-    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
-    clip_pretrained: str | None = None
-    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
-    gpt2_model: str | None = None
-    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     output_dir: str = "output/fine_tuning"
     """where checkpoints, log and curves go"""
     clip_layers: int = 4

@@ -29,19 +29,13 @@ from evaluation.report import evaluate, print_table
 from evaluation.results import answer_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
-from training.checkpoint import load_model, read_checkpoint
+from training.checkpoint import CheckpointConfig, load_model, read_checkpoint
 
 
 @dataclass
-class Config:
+class Config(CheckpointConfig):
     checkpoint: str = "output/fine_tuning/vqa_checkpoint.pt"
     """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's"""
-    clip_model: str | None = None
-    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
-    clip_pretrained: str | None = None
-    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
-    gpt2_model: str | None = None
-    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
     allow_outside: bool = False
@@ -119,22 +113,20 @@ def check_settings(cfg):
 
 
 def choose_paths(cfg):
-    """`cfg` with the CSV to answer as its data_dir, and with other default outputs where the last scored results must stay.
+    """`cfg` with the CSV to answer as data_dir, and with other outputs if no split is scored: the scored ones stay.
 
-    Raises ValueError if an output would replace what is read.
+    Raises ValueError if an output would replace an input.
     """
-    outputs = {}
-    if cfg.baselines_only:
-        outputs = {"metrics_json": "output/baselines_metrics.json"}
-    elif cfg.data_csv is not None:
+    outputs = {"metrics_json": "output/baselines_metrics.json"} if cfg.baselines_only else {}
+    if cfg.data_csv is not None:
         outputs = {"results_csv": "output/own_results.csv", "results_dir": "results/own"}
-    outputs = {name: value for name, value in outputs.items() if getattr(cfg, name) == getattr(Config, name)}
-    for name, value in outputs.items():
-        print(f"{getattr(Config, name)} is for answered splits: writing {value} instead")
-    if own_csv := cfg.test_csv or cfg.data_csv:  # all its rows are answered
-        outputs |= {"data_dir": own_csv, "split": "test"}
-    cfg = dataclasses.replace(cfg, **outputs)
+    for name, path in outputs.items():
+        if getattr(cfg, name) == getattr(Config, name):
+            print(f"{getattr(Config, name)} is for answered splits: writing {path} instead")
+            cfg = dataclasses.replace(cfg, **{name: path})
     data_flag = "--test-csv" if cfg.test_csv else "--data-csv" if cfg.data_csv else "--data-dir"
+    if data_flag != "--data-dir":  # all rows of the CSV are answered
+        cfg = dataclasses.replace(cfg, data_dir=cfg.test_csv or cfg.data_csv, split="test")
     inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint],
               "--question-only-checkpoint": [cfg.question_only_checkpoint], "--true-answers": [cfg.true_answers]}
     require_separate({"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json},
@@ -148,7 +140,7 @@ def answer_split(cfg):
     rows, held_out = read_scored_rows(cfg)
     dataset = load_dataset(trained, rows, cfg)
     tested, answer_max_len = dataset.rows.to_dict("records"), trained.model.config.answer_max_len
-    texts = trained.checkpoint["training_texts"]
+    texts = trained.checkpoint["training_texts"]  # {column: one text per training row}
     train_rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     trained_images = count_trained(dataset.rows, dataset.store.image_digests, trained.checkpoint["trained_on"])
     if cfg.split != "train":  # training rows are asked for by name

@@ -112,8 +112,6 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
     # start from last.pt, or measure the untrained model: a broken evaluation fails before the first step
     if cfg.resume:
         run.resume()
-        if is_finished(run.log, cfg.epochs, cfg.patience):
-            print("this run has ended: with more --epochs or a larger --patience it goes on")
     else:
         evaluate_epoch(0, time.perf_counter(), 0, 0.0, datasets, run, cfg, precision)
     while not is_finished(run.log, cfg.epochs, cfg.patience):
@@ -149,7 +147,7 @@ def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, 
 
 
 def evaluate_epoch(epoch, started, samples_per_s, mean_factor, datasets, run, cfg, precision):
-    """Measure both losses, answer the validation questions, save the epoch. `mean_factor`: of the learning rates."""
+    """Measure both losses, answer the validation questions, save the epoch. `mean_factor`: mean of the schedule."""
     model, train_set, val_set = run.model, datasets["train"], datasets["val"]
     # the training loss is measured like the validation loss, on as many rows, always the same ones
     train_sample = torch.randperm(len(train_set), generator=generator(cfg.seed, -1))[:len(val_set)].sort().values

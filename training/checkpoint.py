@@ -18,11 +18,23 @@ from vocab import Vocab
 FORMAT = "generative-vqa checkpoint 3"
 KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss",
         "trained_on", "training_texts")
-ENCODER_NAMES = ("clip_model", "clip_pretrained", "gpt2_model")
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 # what reading an unreadable or foreign checkpoint raises
 UNREADABLE_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError,
                          ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
+
+
+@dataclass
+class CheckpointConfig:
+    """Settings of every script that loads a model: its checkpoint, and other names of the encoders."""
+
+    checkpoint: str
+    clip_model: str | None = None
+    """CLIP of the checkpoint under another name, if it has moved: open_clip's name, or local-dir:FOLDER"""
+    clip_pretrained: str | None = None
+    """open_clip's weights tag, or a weights file, if another one than in the checkpoint"""
+    gpt2_model: str | None = None
+    """GPT-2 of the checkpoint under another name, if it has moved: hub name or local folder"""
 
 
 @dataclass
@@ -81,7 +93,7 @@ def read_checkpoint(path, keys=KEYS):
 def load_model(path, cfg=None):
     """The TrainedModel of a checkpoint file. Raises FileNotFoundError or ValueError of one line.
 
-    `cfg`: settings whose clip_model, clip_pretrained and gpt2_model, where not None, replace the names in the checkpoint.
+    `cfg`: a CheckpointConfig. Its names that are not None replace the names in the checkpoint.
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -91,8 +103,8 @@ def load_model(path, cfg=None):
             config.check_choices()
         except ValueError as error:
             raise ValueError(f"{path}: {error}: use the code that it was trained with") from error
-        given = {name: getattr(cfg, name, None) for name in ENCODER_NAMES}
-        used = {name: stored[name] if given[name] is None else given[name] for name in ENCODER_NAMES}
+        given = {name: getattr(cfg, name, None) for name in ("clip_model", "clip_pretrained", "gpt2_model")}
+        used = {name: stored[name] if other is None else other for name, other in given.items()}
         encoders = load_encoders(*(find_local(name, path) for name in used.values()))
         encoders.names = used  # not the path that was found: a relative folder can move together with the checkpoint
         require_same_encoders(stored, encoders.describe(), path)
@@ -108,8 +120,10 @@ def load_model(path, cfg=None):
 
 
 def find_local(name, checkpoint_path):
-    """`name` of an encoder; a relative folder or file is looked for in the working folder, in the repository's and beside the
-    checkpoint. Raises FileNotFoundError if local-dir:FOLDER is in none of them."""
+    """`name` of an encoder. A relative path is searched in the working folder, in the repository and beside the checkpoint.
+
+    Raises FileNotFoundError if local-dir:FOLDER is in none of them.
+    """
     scheme = "local-dir:" if name.startswith("local-dir:") else ""
     if not scheme and "/" not in name and "." not in name:
         return name  # open_clip's or the hub's

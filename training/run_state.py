@@ -148,7 +148,7 @@ class Run:
                 text = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
                 raise ValueError(f"{path} is of a run with other settings or data: {text}. Set them back, or start a "
                                  f"new run with {another_folder(self.folder)} and without --resume")
-            epochs, before = self.header["settings"]["epochs"], last["settings"]["epochs"]
+            settings, epochs_before = self.header["settings"], last["settings"]["epochs"]
             load_weights(self.model, last["weights"], path)
             self.optimizer.load_state_dict(last["optimizer"])
             if last["scaler"]:  # empty if the interrupted run was not in fp16
@@ -159,9 +159,11 @@ class Run:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}): replace the run with --overwrite, "
                              f"or take {another_folder(self.folder)}") from error
         print(f"resumed after epoch {self.saved}")
-        if epochs != before:
-            print(f"epochs was {before}, is {epochs}: from epoch {self.saved + 1} on the learning rates follow the schedule of "
-                  f"{epochs} epochs")
+        if settings["epochs"] != epochs_before:
+            print(f"epochs was {epochs_before}, is {settings['epochs']}: from epoch {self.saved + 1} on the learning rates "
+                  f"follow the schedule of {settings['epochs']} epochs")
+        if is_finished(self.log, settings["epochs"], settings["patience"]):
+            print("this run has ended: with more --epochs or a larger --patience it goes on")
         if distributed.get_rank() == 0:
             self.write_tables()
             self.draw_curves()
