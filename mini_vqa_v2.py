@@ -250,7 +250,7 @@ def check_splits(rows, cfg):
 def keep_rows_with_image(rows, held_out, cfg):
     """Collect the images and return the rows whose image is there and can be decoded.
 
-    In `rows` and `held_out`, an image with the bytes of another one moves to that one's split: no test image is trained on.
+    A copy of an image (equal bytes) gets its split, in `rows` and `held_out`: no test image is trained on.
     """
     image_of = {Path(row["image_path"]).name: row for row in rows}
     missing, copies = collect_images(sorted(image_of), Path(cfg.output_dir), cfg.subset, cfg.image_dir, cfg.image_url,

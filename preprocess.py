@@ -36,7 +36,7 @@ def read_rows(data_dir, need_answers=True, allow_outside=False, use_split=True):
     question or a needed answer are dropped and counted. `allow_outside`: an image_path may leave the folder of the CSV.
     Without `use_split` all rows are in the split "test". Raises FileNotFoundError or ValueError with one line.
     """
-    csv_path = data_folder(data_dir) / (Path(data_dir).name if is_csv(data_dir) else "metadata.csv")
+    csv_path = Path(data_dir) if is_csv(data_dir) else Path(data_dir) / "metadata.csv"
     refuse_device(csv_path)
     if not csv_path.is_file():
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
@@ -150,7 +150,7 @@ def parse_csv(csv_path, needed):
 
 
 def find_separator(text, needed):
-    """The separator with which the first line that has any text names the columns `needed`; else a comma."""
+    """The separator that splits the first line with text into the columns `needed`; else a comma."""
     first_line = next((line for line in text.splitlines() if line.strip(SEPARATORS + " ")), "").replace('"', "")
     return next((mark for mark in SEPARATORS if set(needed) <= {name.strip() for name in first_line.split(mark)}), ",")
 
@@ -220,7 +220,7 @@ def read_pairs(json_path):
 
 @contextlib.contextmanager
 def refuse_damage(json_path):
-    """Whatever error a damaged `json_path` causes in the block becomes one line."""
+    """Turn any error that a damaged `json_path` causes into a ValueError of one line."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -391,7 +391,7 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
     model.to(precision.device)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers, max_unreadable)
     rows = pixels.readable(rows)
-    report_leaks(rows, pixels.image_digests())
+    report_leaks(rows, pixels.image_digests)
     store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)
     return {split: VQADataset(rows_of_split(rows, split), vocab, model.config.answer_max_len, store,
                               answer_sampling if split == "train" else "majority") for split in splits}

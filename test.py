@@ -57,7 +57,7 @@ class Config(CheckpointConfig):
     batch_size: int = 2048
     """questions answered at once; it does not change the answers"""
     question_only_checkpoint: str | None = "output/question_only/vqa_checkpoint.pt"
-    """a model trained with --inputs question; it is one more floor if the default file exists; None = without this floor"""
+    """a model trained with --inputs question, as one more floor; the default file may be missing; None = without this floor"""
     true_answers: str | None = None
     """JSON file {question_id: text} with the best possible answers, if they are known; scored as the ceiling `oracle`"""
     allow_trained_images: bool = False

@@ -130,7 +130,7 @@ def fit(stage, model, encoders, datasets, learning_rates, cfg, precision, earlie
 
 
 def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, earlier_stages, stage_one):
-    """The Run of a training, with a fresh optimizer, and the checkpoint entries that stay the same."""
+    """A new Run: a fresh optimizer, the checkpoint entries that stay the same, and the sample questions."""
     train_set, val_set = datasets["train"], datasets["val"]
     header = {"stage": stage, **describe_model(model, encoders, train_set.vocab), "settings": dataclasses.asdict(cfg),
               "data": {"training rows": train_set.data_hash(), "validation rows": val_set.data_hash(),
@@ -138,7 +138,7 @@ def start_run(stage, model, encoders, datasets, learning_rates, cfg, precision, 
               "trained_on": trained_hashes(train_set.rows, train_set.store.image_digests,
                                            stage_one["trained_on"] if stage_one else None),
               "stage_one": fingerprint(stage_one["weights"]) if stage_one else None,
-              # test.py scores what these texts alone can answer; equal texts are one object, which is saved once
+              # test.py's blind floors learn from these texts; intern: equal texts are saved once
               "training_texts": {name: list(map(sys.intern, train_set.rows[name])) for name in TRAINING_TEXTS}}
     # the same few validation questions are answered after every epoch: one can watch the model learn
     samples = torch.randperm(len(val_set), generator=torch.Generator().manual_seed(cfg.seed))[:NUM_SAMPLES].tolist()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from common.settings import environment_number
 
-MEETING_SECONDS = 120  # in which all processes must have started: importing torch may take one of these minutes
+MEETING_SECONDS = 120  # for all processes to start; importing torch may take half of it
 REMEDY = "start all processes with torchrun, or unset WORLD_SIZE to train with one"
 
 

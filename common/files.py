@@ -30,10 +30,10 @@ def refuse_device(path):
 
 
 def require_separate(files, folders, inputs):
-    """Raise ValueError if an output of a script is also one of its inputs, or two outputs are one file.
+    """Raise ValueError if an output of a script is also an input, if two outputs are the same, or if one is a device.
 
     files, folders: {flag: path} of what the script writes. inputs: {flag: paths} of what it reads; a path may be None.
-    Paths that lead to one file through links are the same. A target that exists must be a regular file, or a folder.
+    Paths that lead to one file through links are the same.
     """
     for kind, is_kind, outputs in (("regular file", os.path.isfile, files), ("folder", os.path.isdir, folders)):
         for flag, path in outputs.items():

@@ -14,9 +14,9 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 358 MB decoded; Pillow alone 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # Pillow's other decoders are less safe
 HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 KEPT_BLOCKS = 16
-BLOCK_BYTES = 1 << 26  # at most, of one block of an image: freed blocks of 32 MB or less stay with the process (glibc)
+BLOCK_BYTES = 1 << 26  # of the largest block: glibc would keep freed blocks of 32 MB or less in the process
 LARGE = 1 << 22  # pixels: after a larger image no blocks are kept
-UNIT = 1 << 20  # pixels: of the budget, and of the strips in which large images are converted
+UNIT = 1 << 20  # pixels: unit of the budget, and size of the strips in which images are converted
 BUDGET = 2 * MAX_PIXELS // UNIT  # units; a pixel takes 8 bytes while it is decoded and converted, and 16 in WebP
 ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
 SAMPLE_FORMAT = 0x0153  # the TIFF tag that says what the values are
@@ -30,7 +30,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side: thei
 
 
 class Budget:
-    """Bounds the memory of all images that are decoded at the same time: those of one megapixel and more.
+    """Bounds the memory of the images that are decoded at the same time. Images below one megapixel do not count.
 
     `context`: the module `threading`, or a context of `multiprocessing` if processes share the budget.
     """
@@ -73,7 +73,7 @@ def open_image(path, use=None, budget=BUDGET_OF_THREADS):
             scale_transparent_value(image)
             image.load()
             transpose, limits = UPRIGHT.get(orientation(image)), limits_of_values(image)
-        # each of these steps lets go of the image before it
+        # each step frees the image of the step before
         # ImageOps.exif_transpose would rewrite the EXIF block, which fails in many ways if the block is damaged
         image = image.transpose(transpose) if transpose is not None else image
         image = to_rgb(image, limits)
@@ -83,7 +83,7 @@ def open_image(path, use=None, budget=BUDGET_OF_THREADS):
 
 
 def identify(path):
-    """The opened image, of which only the head has been read. Raises one of UNREADABLE."""
+    """Open an image and read its header. Raises one of UNREADABLE."""
     if isinstance(path, str | Path):
         refuse_device(path)
     try:
@@ -118,9 +118,9 @@ def orientation(image):
 
 
 def scale_transparent_value(image):
-    """Bring the colour that a PNG declares transparent (tRNS) to the scale of the pixels, as Pillow does only for 1 and 8 bits.
+    """Scale the transparent colour (tRNS) of a PNG like its pixels. Pillow does this only for 1 and 8 bits.
 
-    `image` is not decoded yet: later it no longer says how many bits it had.
+    Call it before the image is decoded: afterwards the number of bits is lost.
     """
     value = image.info.get("transparency")
     bits = image.tile[0][3] if value is not None and image.format == "PNG" and image.tile else None
@@ -131,9 +131,9 @@ def scale_transparent_value(image):
 
 
 def limits_of_values(image):
-    """(black, white) of an image of floats or 32-bit integers, in the image's own values; None for other images.
+    """(value of black, value of white, whether values are unsigned) of floats or 32-bit integers; None for other images.
 
-    Floats from 0 to 1, and numbers from 0 to 255, are taken as such. Any others are stretched from the lowest to the highest.
+    Floats from 0 to 1, and numbers from 0 to 255, keep these limits. Others are stretched from the lowest to the highest.
     """
     if image.mode != "F" and (image.mode, image.format) != ("I", "TIFF"):
         return None
@@ -181,10 +181,8 @@ def to_rgb(image, limits):
 
 
 def to_grey(image, limits):
-    """An image of floats or of more than 8 bits as grey of 8 bits, with alpha if it has a transparent value.
-
-    .convert("RGB") would saturate.
-    """
+    """An image of floats or of more than 8 bits, scaled to grey of 8 bits, with alpha if it has a transparent value."""
+    # .convert("L") alone would clip the values
     if limits is not None:
         black, white, unsigned = limits
         values = np.nan_to_num(values_of(image, unsigned), nan=black, posinf=white, neginf=black)

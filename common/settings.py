@@ -10,13 +10,12 @@ from common import terminal
 
 terminal.replace_closed_streams()
 terminal.watch_imports()
-# OpenMP's threads wait for each other in a loop: this often, and then they give up their core. By itself OpenMP takes 300,000,
-# and on a machine with other programs every step then waits for a thread that has no core (docs/machines.md). OpenMP reads the
-# variable when torch is imported.
+# Rounds of OpenMP's busy loop, in which its threads wait for each other, before a thread gives up its core. With OpenMP's own
+# 300,000 every step waits for a thread that has no core, if other programs run (docs/machines.md). Read when torch is imported.
 SPIN_COUNT = "3000"
 if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}:
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # C++ logs stacks of errors that it raises too; torch reads it once
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # without it C++ also logs the errors that it raises
 
 # ranges of settings that several scripts have
 COUNT, WORKERS = (1, 1_000_000), (0, 256)
@@ -61,7 +60,7 @@ def run(main, config_class):
         print(f"{process}{printable(message.strip())}", file=sys.stderr)
         sys.exit(status)
     finally:
-        sys.stdout.flush()  # a failure is treated here, and not in the interpreter's end
+        sys.stdout.flush()  # a failed write is handled here, not at the exit of the interpreter
 
 
 def explain(error, config_class):

@@ -68,19 +68,22 @@ def collect_images(names, output_dir, subset, image_dir, image_url, workers):
             raise ValueError(f"{message}; at most {MAX_MISSING_SHARE:.0%} may be missing: check {source}"
                              + " and run again: the downloaded images are kept" * (image_dir is None))
         print(message)
-    copies = find_copies(complete)
-    if len(copies) > max(1, MAX_COPIES_SHARE * len(complete)):
-        name, first = next(iter(copies.items()))
-        raise ValueError(f"{len(copies)} of {len(complete)} images are copies of another one, for example {name} of {first}; "
+    return set(missing), find_copies(complete, source, folder)
+
+
+def find_copies(found, source, folder):
+    """{name: first name with the same bytes}, by name. `found`: {name: (bytes, sha256)}.
+
+    Raises ValueError that names `source` and `folder` if more than MAX_COPIES_SHARE are copies.
+    """
+    first = {}
+    copies = {name: first[found[name]] for name in sorted(found) if first.setdefault(found[name], name) != name}
+    if len(copies) > max(1, MAX_COPIES_SHARE * len(found)):
+        name, original = next(iter(copies.items()))
+        raise ValueError(f"{len(copies)} of {len(found)} images are copies of another one, for example {name} of {original}; "
                          f"at most {MAX_COPIES_SHARE:.0%} may be: check that {source} serves no placeholder, delete {folder} "
                          "and run again")
-    return set(missing), copies
-
-
-def find_copies(found):
-    """{name: first name with the same bytes}, by name. `found`: {name: (bytes, sha256)}."""
-    first = {}
-    return {name: first[found[name]] for name in sorted(found) if first.setdefault(found[name], name) != name}
+    return copies
 
 
 def run_in_threads(action, names, function, workers, max_failed=None):

@@ -41,7 +41,7 @@ def other_font(character):
 
 
 def runs(text, font):
-    """`text` as [(font, piece)]. `font` draws all that it has; another font is kept as long as it has the characters.
+    """`text` as [(font, piece)]. Another font draws what `font` lacks, and goes on as long as it has the characters.
 
     So the words of one script stay in one piece, whose letters are joined and ordered together.
     """

@@ -33,10 +33,7 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
     metrics = {"num_questions": len(rows), "num_images": len(set(groups)), "interval": interval_name(len(set(groups))),
                "signature": signature(), "humans_per_question": [min(counts), max(counts)],
                "one_annotator": "optimistic" if optimistic else "held out"}
-    unspaced = sum(regex.search(UNSPACED, label) is not None for label in labels)
-    if unspaced and "tok:13a" in metrics["signature"]:
-        print(f"{unspaced} of {len(rows)} labels have no spaces between words, and BLEU takes them for one word: choose "
-              "--bleu-tokenize zh, ja-mecab or char")
+    check_tokenizer(labels, metrics["signature"])
     scores = None
     floors, ceilings = ({name: score_rows(texts, labels, annotations) for name, texts in (answers or {}).items()}
                         for answers in (floors, ceilings))
@@ -52,6 +49,14 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
     if predictions is not None:
         metrics |= model_details(rows, scores, predictions, confidences, train_answers)
     return scores, metrics
+
+
+def check_tokenizer(labels, bleu_signature):
+    """Print how many labels BLEU takes for one word, because their script has no spaces."""
+    unspaced = sum(regex.search(UNSPACED, label) is not None for label in labels)
+    if unspaced and "tok:13a" in bleu_signature:
+        print(f"{unspaced} of {len(labels)} labels have no spaces between words, and BLEU takes them for one word: choose "
+              "--bleu-tokenize zh, ja-mecab or char")
 
 
 def model_details(rows, scores, predictions, confidences=None, train_answers=()):

@@ -44,7 +44,7 @@ def new_array(target, shape, dtype):
     else:
         with atomic_write(target) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-            # by the new file's time, not by the clock: the folder may be on a server with another one
+            # the age is counted from the new file: the clock of a file server may differ from ours
             remove_temporaries(Path(target).parent, Path(target).stem, temporary.stat().st_mtime - SECONDS_UNTIL_LEFT_OVER)
             if hasattr(os, "posix_fallocate"):  # without it a full disk would kill the process inside the memory map
                 with open(temporary, "r+b") as stream:
@@ -62,7 +62,7 @@ def new_array(target, shape, dtype):
 
 
 def still_writing(array):
-    """Keep the file of an array from `new_array` from being taken for left over."""
+    """Tell other runs that the file of an array from `new_array` is still in use."""
     os.utime(array.filename)
 
 

@@ -8,6 +8,8 @@ import hashlib
 
 import torch
 
+from common.files import SPLITS
+
 
 def image_hashes(rows, image_digests):
     """The hash of each row's image: (N,) int64, the first 64 bits of its digest."""
@@ -65,7 +67,7 @@ def refuse_trained(counts, name, checkpoint, allow):
 def report_leaks(rows, image_digests):
     """Print how many rows of validation and test show an image that is also in training."""
     images = image_hashes(rows, image_digests)
-    in_split = {split: torch.tensor((rows["split"] == split).to_numpy()) for split in ("train", "val", "test")}
+    in_split = {split: torch.tensor((rows["split"] == split).to_numpy()) for split in SPLITS}
     leaked = torch.isin(images, images[in_split["train"]])
     found = [f"{(leaked & in_split[split]).sum()} of {in_split[split].sum()} {split} rows" for split in ("val", "test")
              if (leaked & in_split[split]).any()]

@@ -28,10 +28,10 @@ from features.arrays import hash_of, new_array, open_array, still_writing
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
 NUM_NAMED = 5  # unreadable images that a message names
 DECODE_VERSION = 3  # part of the hash: raise it if decoding gives other pixels
-# error numbers that mean that a file will not open the next time either
+# error numbers of files that will not open the next time either
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 IMAGES_PER_TASK = 32  # a worker process gets this many at once
-# forking is at once, spawned processes import torch again; macOS has libraries that fail after a fork, Windows has no fork
+# fork takes no time, spawn imports torch again; but libraries of macOS fail after a fork, and Windows has no fork
 START_METHOD = "fork" if hasattr(os, "fork") and sys.platform != "darwin" else "spawn"
 DIGEST_THREADS = 16  # hashing waits for the disk more than for a core
 
@@ -44,15 +44,11 @@ class PixelStore:
     pixels: np.ndarray  # (N, 3, S, S) uint8, memory-mapped
     unreadable: dict  # {path: reason}
     key: str  # hash of everything the pixels depend on
-    digests: list  # hash of each file's bytes, None if it cannot be read
+    image_digests: dict  # {path: hash of the file's bytes} of the readable images
 
     def readable(self, rows):
         """The rows of a DataFrame whose image could be read."""
         return rows[~rows["image_path"].isin(list(self.unreadable))] if self.unreadable else rows
-
-    def image_digests(self):
-        """{path: digest} of the images that could be read."""
-        return {path: digest for path, digest in zip(self.paths, self.digests, strict=True) if path not in self.unreadable}
 
 
 def decode_images(folder, image_paths, image_encoder, cache_dir, workers, max_unreadable=MAX_UNREADABLE):
@@ -75,7 +71,8 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers, max_un
         raise ValueError(f"{target} is damaged (it holds {pixels.dtype} {pixels.shape}): delete it and run again")
     if unreadable:
         report_unreadable(unreadable, len(paths), max_unreadable, listed)
-    return PixelStore(paths, pixels, unreadable, key, digests)
+    digest_of = dict(zip(paths, digests, strict=True))
+    return PixelStore(paths, pixels, unreadable, key, {path: digest_of[path] for path in paths if path not in unreadable})
 
 
 def file_digest(path):
@@ -92,7 +89,7 @@ def file_digest(path):
 
 
 def passing_error(path, error):
-    """The OSError for an image file that cannot be read now, which says nothing about the image."""
+    """The OSError for a read error that may pass, such as a lost mount."""
     return OSError(f"{path} cannot be read now ({error.strerror}): check the disk or the network, and run again")
 
 

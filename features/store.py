@@ -69,7 +69,7 @@ def build_store(model, encoders, pixels, questions, cache_dir, precision):
     image_states = encode_images(model, encoders.image, pixels, cache_dir, precision)
     question_states = encode_questions(model, encoders.question, input_ids, lengths, cache_dir, precision)
     return FeatureStore(pixels.paths, image_states, questions, question_states, lengths, precision.device, pixels.key,
-                        pixels.image_digests())
+                        pixels.image_digests)
 
 
 def tokenize_questions(tokenizer, questions, question_max_len):

@@ -1,4 +1,4 @@
-"""CLIP's weights file: found, and the tensors of the image tower read. No code in the file runs, not even TorchScript."""
+"""Finds CLIP's weights file and reads the image tower from it. No code in the file runs, not even TorchScript."""
 import difflib
 import math
 import pickle
@@ -51,10 +51,7 @@ def find_weights_file(clip_model, clip_pretrained):
 
 
 def read_visual_weights(path):
-    """{name: float32 tensor} of the image tower in a weights file. Raises one of BROKEN_WEIGHTS.
-
-    Other tensors are not read, if the format allows it.
-    """
+    """{name: float32 tensor} of the image tower in a weights file. Raises one of BROKEN_WEIGHTS."""
     if str(path).endswith(".safetensors"):
         with safe_open(path, "pt") as stream:
             weights = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("visual.")}  # noqa: SIM118

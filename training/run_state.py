@@ -13,7 +13,7 @@ from common.files import atomic_write, file_lock, remove_temporaries, write_json
 from features.arrays import hash_of
 from training.checkpoint import KEYS, differences, load_weights, read_checkpoint, save_checkpoint
 
-# settings that may differ between a run and its --resume; of the files the content is compared
+# settings that may differ when a run is resumed; files are compared by their content
 FREE_ON_RESUME = ("resume", "overwrite", "epochs", "patience", "workers", "device", "cache_dir", "output_dir", "data_dir",
                   "checkpoint", "clip_model", "clip_pretrained", "gpt2_model", "allow_outside", "allow_trained_images")
 DRAW_EVERY = 5  # seconds between two drawings of the curves: one takes 0.3 s, a short epoch less
@@ -63,7 +63,8 @@ class Run:
     """A run's log and samples, and the files that hold them. All processes hold the same state; rank 0 writes.
 
     `log`: one dict per epoch, epoch 0 is the evaluation before training. `samples`: {"epoch N": answers to the
-    sample rows}. `saved`: the epoch in last.pt, 0 if nothing is saved. A run saves after every epoch, and an epoch's
+    sample rows}. `saved`: the epoch in last.pt, 0 if nothing is saved. `unsaved_best`: the checkpoint of the best epoch,
+    until it is written. A run saves after every epoch, and an epoch's
     order and dropout follow from (seed, epoch): a resumed run therefore continues bit for bit (on a CPU). Epoch 0 is
     saved together with epoch 1: until then the files of a run that is overwritten stay as they are.
     """
@@ -94,7 +95,7 @@ class Run:
         self.saved = row["epoch"]
 
     def save_weights(self, row, improved):
-        """vqa_checkpoint.pt if the epoch improved, and last.pt. Raises OSError that says what is lost."""
+        """Write vqa_checkpoint.pt if the epoch improved, and last.pt. Epoch 0 is only remembered. OSError says what is lost."""
         weights = self.model.trainable_weights()
         if row["epoch"] == 0:  # training changes them in place
             weights = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
