@@ -102,7 +102,8 @@ class ModelConfig:
         for field in dataclasses.fields(ModelConfig):
             value, choices = getattr(self, field.name), get_args(field.type)
             if choices and value not in choices:
-                raise ValueError(f"the model's {field.name} {value!r} is none of {', '.join(choices)}")
+                raise ValueError(f"the model's {field.name} {value!r} is none of {', '.join(choices)}; a "
+                                 "checkpoint needs the code that it was trained with")
         if self.image_pooling == "attention" and self.hidden_size % ATTENTION_HEADS:
             raise ValueError(f"--hidden-size {self.hidden_size} must be a multiple of {ATTENTION_HEADS}, the heads of "
                              "--image-pooling attention")

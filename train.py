@@ -22,7 +22,8 @@ from common.device import Precision, explain_out_of_memory
 from common.files import require_separate
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
-from features.encoders import fingerprint, load_encoders
+from features.arrays import fingerprint
+from features.encoders import load_encoders
 from features.overlap import trained_hashes
 from model import ModelConfig, VQAModel
 from preprocess import build_datasets, data_folder, data_paths, read_rows, report_answers, rows_of_split, training_answers

@@ -3,10 +3,8 @@
 Missing weights are an error with one line: no "pretrained" encoder is ever randomly initialised.
 """
 import contextlib
-import hashlib
 import logging
 import string
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import nn
 from torchvision import transforms
 
 from common.files import refuse_device
-from features.arrays import hash_of
+from features.arrays import fingerprint
 from features.weights import BROKEN_WEIGHTS, find_weights_file, is_torchscript, local_folder, read_visual_weights, similar_model
 
 # errors of a missing file in the hub's cache, of a damaged one, and of the network
@@ -242,18 +240,3 @@ def read_gpt2(gpt2_model, local_files_only):
     gpt2, report = GPT2Model.from_pretrained(gpt2_model, dtype=torch.float32, attn_implementation="sdpa",
                                              output_loading_info=True, **options)
     return AutoTokenizer.from_pretrained(gpt2_model, **options), gpt2, report
-
-
-def fingerprint(weights, *values):
-    """32 hex digits that change with any name, shape, dtype or bytes of `weights` (a dict), and with the values (JSON).
-
-    Nothing that a library prints goes in, such as repr(module): it changes from release to release.
-    """
-    def digest(item):
-        name, tensor = item
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return [name, list(tensor.shape), str(tensor.dtype), hashlib.blake2b(data, digest_size=16).hexdigest()]
-
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL: 350 MB take a fraction of a second
-        tensors = list(pool.map(digest, sorted(weights.items())))
-    return hash_of([tensors, values])

@@ -48,7 +48,7 @@ class PixelStore:
 
     def readable(self, rows):
         """The rows of a DataFrame whose image could be read."""
-        return rows[~rows["image_path"].isin(list(self.unreadable))] if self.unreadable else rows
+        return rows[~rows["image_path"].isin(list(self.unreadable))]
 
 
 def decode_images(folder, image_paths, image_encoder, cache_dir, workers, max_unreadable=MAX_UNREADABLE):

@@ -13,8 +13,7 @@ from conftest import ROOT
 from common.device import Precision
 from common.files import atomic_write, remove_temporaries
 from features import store as feature_store
-from features.arrays import SECONDS_UNTIL_LEFT_OVER, checksum, new_array, open_array, open_tensor
-from features.encoders import fingerprint
+from features.arrays import SECONDS_UNTIL_LEFT_OVER, checksum, fingerprint, new_array, open_array, open_tensor
 from features.pixels import decode_images
 from features.store import build_store, stored_states, tokenize_questions
 from preprocess import read_rows

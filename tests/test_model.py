@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from common.device import Precision
 from evaluation.generation import answer_dataset
-from features.encoders import fingerprint
+from features.arrays import fingerprint
 from model import FUSIONS, ConstantFusion, GatedFusion
 from preprocess import VQADataset, read_rows
 from training.step import answer_loss

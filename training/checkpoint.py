@@ -99,10 +99,6 @@ def load_model(path, cfg=None):
     try:
         config, stored = ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
         vocab = Vocab(checkpoint["vocab"], whole_answers=config.decoder == "classifier")
-        try:
-            config.check_choices()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}: use the code that it was trained with") from error
         given = {name: getattr(cfg, name, None) for name in ("clip_model", "clip_pretrained", "gpt2_model")}
         used = {name: stored[name] if other is None else other for name, other in given.items()}
         encoders = load_encoders(*(find_local(name, path) for name in used.values()))

@@ -97,11 +97,11 @@ class Run:
     def save_weights(self, row, improved):
         """Write vqa_checkpoint.pt if the epoch improved, and last.pt. Epoch 0 is only remembered. OSError says what is lost."""
         weights = self.model.trainable_weights()
-        if row["epoch"] == 0:  # training changes them in place
-            weights = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
         content = {**self.header, "weights": weights, "epoch": row["epoch"], "val_loss": row["val_loss"]}
-        self.unsaved_best = content if improved else self.unsaved_best
-        if row["epoch"] == 0:
+        if improved:
+            self.unsaved_best = content
+        if row["epoch"] == 0:  # training changes the weights in place
+            content["weights"] = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
             return
         try:
             if not self.saved:  # last.pt of an earlier run does not fit this run's vqa_checkpoint.pt
