@@ -67,7 +67,7 @@ def data_folder(data_dir):
 
 
 def data_paths(data_dir):
-    """The folders and files of `data_dir` that no output may replace. The images of a CSV may lie elsewhere."""
+    """The folders and files of `data_dir` that no output may replace, besides the images of a CSV, which may lie elsewhere."""
     folder = data_folder(data_dir)
     names = ("images", "metadata.csv", "qa_pairs.json", "held_out_annotators.json")
     return [folder, Path(data_dir), *(folder / name for name in names)]

@@ -11,7 +11,6 @@ gallery page, sample images with their answers, and two charts. Also:
 """
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -145,17 +144,17 @@ def answer_split(cfg):
     trained_images = count_trained(dataset.rows, dataset.store.image_digests, trained.checkpoint["trained_on"])
     if cfg.split != "train":  # training rows are asked for by name
         refuse_trained(trained_images, cfg.split, cfg.checkpoint, cfg.allow_trained_images)
-    oracle = oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)
+    ceilings = {"vocabulary": vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, answer_max_len),
+                **oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)}
 
     answers = answers_of(trained, dataset, cfg)
     # a training row must not find its own label among the training answers
-    text_floors = cross_validated_floors(tested) if cfg.split == "train" else blind_floors(train_rows, tested)
-    floors = text_floors | question_only_floor(trained, rows, cfg)
+    floors = cross_validated_floors(tested) if cfg.split == "train" else blind_floors(train_rows, tested)
+    floors |= question_only_floor(trained, rows, cfg)
     image_index = wrong_images(dataset, cfg.seed)
     if image_index is not None:
         floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
-    ceilings = {"vocabulary": vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, answer_max_len)}
-    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings | oracle,
+    scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings,
                                [answer.confidence for answer in answers], held_out, [row["answer"] for row in train_rows])
 
     metrics = {"checkpoint": str(cfg.checkpoint), "split": None if cfg.test_csv else cfg.split, "test_csv": cfg.test_csv,
@@ -178,13 +177,11 @@ def read_scored_rows(cfg):
 
 
 def load_dataset(trained, rows, cfg, **options):
-    """The VQADataset of the split `cfg.split` for a TrainedModel, which is moved to the device.
-
-    `options`: of `build_datasets`.
-    """
+    """The VQADataset of `cfg.split`. The model of `trained` is moved to the device. `options`: of `build_datasets`."""
     folder = data_folder(cfg.data_dir)
-    image_folders = sorted({os.path.dirname(folder / path) for path in rows["image_path"].unique()})
-    require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": image_folders})
+    # a sample image must not replace an image of the data
+    image_folders = {str((folder / path).parent) for path in rows["image_path"].unique()}
+    require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": sorted(image_folders)})
     return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, Precision(cfg.device),
                           (cfg.split,), **options)[cfg.split]
 
