@@ -112,7 +112,7 @@ def check_settings(cfg):
 
 
 def choose_paths(cfg):
-    """`cfg` with the CSV to answer as data_dir, and with other outputs if no split is scored: the scored ones stay.
+    """`cfg` with the CSV to answer as data_dir. If no split is scored, default outputs change: those of a split are kept.
 
     Raises ValueError if an output would replace an input.
     """

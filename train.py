@@ -212,8 +212,7 @@ def require_progress(loss, where, run):
     """Raise ValueError, with the place and the last good checkpoint, if the loss is not finite or every fp16 step overflows."""
     last_good = f"the last good checkpoint is {run.folder / 'vqa_checkpoint.pt'}" if run.saved else "no checkpoint is saved yet"
     if not math.isfinite(loss):
-        rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
-        rates = ", ".join(f"learning_rate_{name} {rate:.3g}" for name, rate in rates.items())
+        rates = ", ".join(f"learning_rate_{group['name']} {group['lr']:.3g}" for group in run.optimizer.param_groups)
         raise ValueError(f"the loss became {loss} in {where} ({rates}); {last_good}; try a lower --learning-rate")
     # the scale starts at 2**16 and halves at each overflow; below 1 the true gradients overflow
     if run.scaler.is_enabled() and run.scaler.get_scale() < 1:

@@ -13,7 +13,7 @@ from common.files import refuse_device
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million, 358 MB decoded; Pillow alone only warns up to twice that number
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # Pillow's other decoders are less safe
 HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
-KEPT_BLOCKS = 16
+KEPT_BLOCKS = 16  # of memory, which Pillow reuses for the next images
 BLOCK_BYTES = 1 << 26  # of the largest block: glibc would keep freed blocks of 32 MB or less in the process
 LARGE = 1 << 22  # pixels: after a larger image no blocks are kept
 UNIT = 1 << 20  # pixels: unit of the budget, and size of the strips in which images are converted

@@ -33,7 +33,7 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
     metrics = {"num_questions": len(rows), "num_images": len(set(groups)), "interval": interval_name(len(set(groups))),
                "signature": signature(), "humans_per_question": [min(counts), max(counts)],
                "one_annotator": "optimistic" if optimistic else "held out"}
-    check_tokenizer(labels, metrics["signature"])
+    report_unspaced_labels(labels, metrics["signature"])
     scores = None
     floors, ceilings = ({name: score_rows(texts, labels, annotations) for name, texts in (answers or {}).items()}
                         for answers in (floors, ceilings))
@@ -51,7 +51,7 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
     return scores, metrics
 
 
-def check_tokenizer(labels, bleu_signature):
+def report_unspaced_labels(labels, bleu_signature):
     """Print how many labels BLEU takes for one word, because their script has no spaces."""
     unspaced = sum(regex.search(UNSPACED, label) is not None for label in labels)
     if unspaced and "tok:13a" in bleu_signature:

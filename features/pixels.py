@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import sys
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from common.files import is_device, write_json
 from common.images import BUDGET_OF_THREADS, UNREADABLE, Budget, keep_memory, open_image
 from common.settings import printable
 from features.arrays import hash_of, new_array, open_array, still_writing
+from vocab import nfc
 
 MAX_UNREADABLE = 0.01  # share of images that may be missing or unreadable before a run stops
 NUM_NAMED = 5  # unreadable images that a message names
@@ -173,7 +173,7 @@ def names_in(folder):
 
 
 def plain(name):
-    return unicodedata.normalize("NFC", name).casefold()
+    return nfc(name).casefold()
 
 
 def build_pixels(target, files, size, workers):
