@@ -1,7 +1,7 @@
 """The answer vocabulary: tokens <-> ids, built from training answers only.
 
 An answer is split into tokens: words and punctuation marks. A token without white space before it gets the prefix
-"##". Joining the tokens therefore gives the answer back: only upper case and runs of white space are lost.
+"##". Joining the tokens therefore gives the answer back, in the spelling of `normalise`.
 "don't", "man's left hand", "10:30" and "red, white and blue" stay as they are. Scripts that are written without spaces
 between words are split into characters as people count them: "红色的书" has four tokens, and a Thai vowel sign stays with
 its consonant.

@@ -1,4 +1,4 @@
-"""Atomic writes, and locks that keep two runs out of one folder."""
+"""Atomic writes, locks that keep two runs out of one folder, and checks of paths."""
 import contextlib
 import json
 import math

@@ -52,7 +52,7 @@ choose_bleu_tokenizer("13a")
 def sentence_bleu(prediction, references, max_order=4):
     """Sentence BLEU of sacrebleu, 0 to 100: lower case, NFC, effective order, exponential smoothing.
 
-    The tokens are those of `choose_bleu_tokenizer`, else 13a: words and punctuation marks.
+    The tokenizer is that of `choose_bleu_tokenizer`, by default 13a: words and punctuation marks.
 
     references: list of str, or one str. With several references an n-gram may match any of them. max_order: the longest
     n-grams, 1, 2 or 4. A reference must never contain `<unk>`: sacrebleu splits it into three tokens, which an answer

@@ -59,20 +59,20 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers, max_un
     """
     folder, paths = Path(folder), sorted(set(image_paths))
     with ThreadPoolExecutor(DIGEST_THREADS) as pool:
-        digests = list(pool.map(lambda path: file_digest(folder / path), paths))
+        digests = dict(zip(paths, pool.map(lambda path: file_digest(folder / path), paths), strict=True))
     size = image_encoder.visual.image_size
-    key = hash_of(["pixels", DECODE_VERSION, image_encoder.transform, list(zip(paths, digests, strict=True))])
+    key = hash_of(["pixels", DECODE_VERSION, image_encoder.transform, list(digests.items())])
     target = Path(cache_dir) / f"pixels-{key}.npy"
     if not distributed.broadcast(target.is_file()):
-        build_pixels(target, ImageFiles(folder, paths, digests, image_encoder.resize), size, workers or available_cores())
+        build_pixels(target, ImageFiles(folder, digests, image_encoder.resize), size, workers or available_cores())
     listed = target.with_suffix(".json")
     pixels, unreadable = open_array(target, len(paths)), read_unreadable(listed)
     if pixels.shape[1:] != (3, *size) or pixels.dtype != np.uint8:
         raise ValueError(f"{target} is damaged (it holds {pixels.dtype} {pixels.shape}): delete it and run again")
     if unreadable:
         report_unreadable(unreadable, len(paths), max_unreadable, listed)
-    digest_of = dict(zip(paths, digests, strict=True))
-    return PixelStore(paths, pixels, unreadable, key, {path: digest_of[path] for path in paths if path not in unreadable})
+    readable = {path: digest for path, digest in digests.items() if path not in unreadable}
+    return PixelStore(paths, pixels, unreadable, key, readable)
 
 
 def file_digest(path):
@@ -102,9 +102,10 @@ def available_cores():
 class ImageFiles(Dataset):
     """The image files. A worker process decodes them straight into the file `stored_in`, which all processes map."""
 
-    def __init__(self, folder, paths, digests, resize):
-        self.folder, self.paths, self.digests, self.resize, self.stored_in = folder, paths, digests, resize, None
-        self.budget = BUDGET_OF_THREADS
+    def __init__(self, folder, digests, resize):
+        """`digests`: {path: hash of the file's bytes, or None if it cannot be opened}."""
+        self.folder, self.digests, self.paths, self.resize = folder, digests, list(digests), resize
+        self.stored_in, self.budget = None, BUDGET_OF_THREADS
 
     @functools.cached_property
     def pixels(self):
@@ -117,13 +118,14 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, row):
         """Decode one image into its row. Returns (row, None), or (row, reason) if it is unreadable."""
-        if self.digests[row] is None:
-            return row, why_not_opened(self.folder, self.paths[row])
+        path = self.paths[row]
+        if self.digests[path] is None:
+            return row, why_not_opened(self.folder, path)
         try:
-            self.pixels[row] = decode_image(self.folder / self.paths[row], self.resize, self.budget)
+            self.pixels[row] = decode_image(self.folder / path, self.resize, self.budget)
         except UNREADABLE as error:
             if isinstance(error, OSError) and error.errno:  # of the system; Pillow's own errors have no number
-                raise passing_error(self.folder / self.paths[row], error) from error
+                raise passing_error(self.folder / path, error) from error
             return row, str(error) or type(error).__name__
         return row, None
 
