@@ -118,10 +118,10 @@ def parse_csv(csv_path, needed):
     """
     try:
         text = csv_path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        if "\0" in text:
+            raise ValueError("it contains a NUL character")
+    except ValueError as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file ({error}): save it as CSV in UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{csv_path} is not a UTF-8 CSV file: it contains a NUL character; save it as CSV in UTF-8")
     records, lines, line, blank = [], [], 1, 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=find_separator(text, needed), strict=True)
     try:
@@ -231,8 +231,7 @@ def refuse_damage(json_path):
 def read_held_out(data_dir, rows, split=None):
     """The entries of held_out_annotators.json, of one split or of all; [] for a CSV of your own, or without the file.
 
-    rows: the DataFrame of `read_rows`.
-
+    `rows`: the DataFrame of `read_rows`.
     An entry is a dict with question_id, image_id, split, answers (all annotations) and labels: for each annotator the
     label that the others choose, or None. Raises ValueError if it is not what mini_vqa_v2.py writes, or if it is of another
     build: then an entry has other answers, or another split if that is asked for, than the same question in `rows`.

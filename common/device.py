@@ -21,13 +21,13 @@ class Precision:
             self.device = torch.device(name)
         except RuntimeError as error:
             raise ValueError(f"--device {device} is no device; use {DEVICES}") from error
-        if self.device.type not in ("cpu", "cuda", "mps"):
+        on_cuda, on_mps = self.device.type == "cuda", self.device.type == "mps"
+        if not (on_cuda or on_mps or self.device.type == "cpu"):
             raise ValueError(f"--device {device} is not supported; use {DEVICES}")
-        if self.device.type == "mps" and not torch.backends.mps.is_available():
+        if on_mps and not torch.backends.mps.is_available():
             raise ValueError(f"--device {device}: this machine has no Metal device that torch can use; use --device cpu")
-        if self.device.type == "mps" and amp not in ("auto", "off"):
+        if on_mps and amp not in ("auto", "off"):
             raise ValueError(f"--amp {amp} is not supported on --device mps: use --amp off")
-        on_cuda = self.device.type == "cuda"
         if on_cuda and (self.device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
         if amp == "fp16" and not on_cuda:
@@ -38,8 +38,7 @@ class Precision:
             bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
             amp = "off" if not on_cuda else "bf16" if bf16 else "fp16"
         self.amp = amp
-        # of sums over many batches: mps has no float64
-        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.sum_dtype = torch.float32 if on_mps else torch.float64  # of sums over many batches: mps has no float64
         self.dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
     def autocast(self):
