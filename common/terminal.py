@@ -30,7 +30,7 @@ class Stream:
         try:
             action(*arguments)
         except OSError as error:
-            with open(os.devnull, "wb") as nowhere:  # also for what is still in a buffer
+            with open(os.devnull, "wb") as nowhere:  # what is still in a buffer goes there too
                 os.dup2(nowhere.fileno(), self.stream.fileno())
             if isinstance(error, BrokenPipeError) and self.ends_with_reader:
                 sys.exit(BROKEN_PIPE)

@@ -27,9 +27,9 @@ def local_folder(clip_model):
 def similar_model(clip_model, clip_pretrained):
     """The name of open_clip's vision transformer that is most like `clip_model`, with the activation of the weights."""
     import open_clip
-    models, name = [model for model in open_clip.list_models() if re.match("ViT-(?!.*SigLIP)", model)], clip_model
-    if match := VIT.search(clip_model):
-        name = "-".join(["ViT", match[1].upper(), *filter(None, match.groups()[1:])])
+    models = [model for model in open_clip.list_models() if re.match("ViT-(?!.*SigLIP)", model)]
+    match = VIT.search(clip_model)
+    name = "-".join(["ViT", match[1].upper(), *filter(None, match.groups()[1:])]) if match else clip_model
     name = next(iter(difflib.get_close_matches(name, models)), "ViT-B-32")
     needs_quick_gelu = (open_clip.get_pretrained_cfg(name, clip_pretrained) or {}).get("quick_gelu")
     return f"{name}-quickgelu" if needs_quick_gelu and f"{name}-quickgelu" in models else name
