@@ -170,10 +170,10 @@ def read_scored_rows(cfg):
     rows = read_rows(cfg.data_dir, allow_outside=cfg.allow_outside, use_split=cfg.test_csv is None)
     if cfg.test_csv is not None:
         print(f"answering all {len(rows)} rows of {cfg.test_csv}; its column split does not count")
-        return rows, read_held_out(cfg.data_dir, rows)
-    print(f"answering {(rows['split'] == cfg.split).sum()} of {len(rows)} rows of {cfg.data_dir}, those of the split "
-          f"{cfg.split}; --test-csv answers all rows of a CSV")
-    return rows, read_held_out(cfg.data_dir, rows, cfg.split)
+    else:
+        print(f"answering {(rows['split'] == cfg.split).sum()} of {len(rows)} rows of {cfg.data_dir}, those of the split "
+              f"{cfg.split}; --test-csv answers all rows of a CSV")
+    return rows, read_held_out(cfg.data_dir, rows, None if cfg.test_csv else cfg.split)
 
 
 def load_dataset(trained, rows, cfg, **options):

@@ -11,15 +11,17 @@ import torch
 from common.files import SPLITS
 
 
-def row_hashes(rows, image_digests):
-    """{"images": hash of each row's image, "questions": hash of its image and question together}, both (N,) int64."""
-    images = [image_digests[path] for path in rows["image_path"]]
-    texts = {"images": images, "questions": map(" ".join, zip(images, rows["question"], strict=True))}
-    return {name: torch.tensor([hash_of_text(text) for text in part], dtype=torch.int64) for name, part in texts.items()}
+def image_hashes(rows, image_digests):
+    """The hash of each row's image: (N,) int64, the first 64 bits of its digest."""
+    number = {path: int(digest[:16], 16) - 2 ** 63 for path, digest in image_digests.items()}
+    return torch.tensor([number[path] for path in rows["image_path"]], dtype=torch.int64)
 
 
-def hash_of_text(text):
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def question_hashes(rows, image_digests):
+    """The hash of each row's image and question together: (N,) int64."""
+    digests = (hashlib.blake2b(f"{image_digests[path]} {question}".encode(), digest_size=8).digest()
+               for path, question in zip(rows["image_path"], rows["question"], strict=True))
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)
 
 
 def trained_hashes(rows, image_digests, earlier=None):
@@ -27,8 +29,8 @@ def trained_hashes(rows, image_digests, earlier=None):
 
     `earlier`: the `trained_on` of an earlier stage, which is added.
     """
-    return {name: torch.cat([hashes, earlier[name]] if earlier else [hashes]).unique()
-            for name, hashes in row_hashes(rows, image_digests).items()}
+    own = {"images": image_hashes(rows, image_digests), "questions": question_hashes(rows, image_digests)}
+    return {name: torch.cat([hashes, earlier[name]] if earlier else [hashes]).unique() for name, hashes in own.items()}
 
 
 def count_trained(rows, image_digests, trained_on):
@@ -38,9 +40,9 @@ def count_trained(rows, image_digests, trained_on):
     "same_questions": rows whose question about their image was trained on}
     """
     rows = rows[rows["image_path"].isin(list(image_digests))]
-    hashes = row_hashes(rows, image_digests)
-    images, trained = hashes["images"], torch.isin(hashes["images"], trained_on["images"])
-    same = torch.isin(hashes["questions"], trained_on["questions"])
+    images = image_hashes(rows, image_digests)
+    trained = torch.isin(images, trained_on["images"])
+    same = torch.isin(question_hashes(rows, image_digests), trained_on["questions"])
     return {"images": len(images[trained].unique()), "of_images": len(images.unique()), "questions": int(trained.sum()),
             "of_questions": len(rows), "same_questions": int(same.sum())}
 
@@ -64,7 +66,7 @@ def refuse_trained(counts, name, checkpoint, allow):
 
 def report_leaks(rows, image_digests):
     """Print how many rows of validation and test show an image that is also in training."""
-    images = row_hashes(rows, image_digests)["images"]
+    images = image_hashes(rows, image_digests)
     in_split = {split: torch.tensor((rows["split"] == split).to_numpy()) for split in SPLITS}
     leaked = torch.isin(images, images[in_split["train"]])
     found = [f"{(leaked & in_split[split]).sum()} of {in_split[split].sum()} {split} rows" for split in ("val", "test")
