@@ -3,6 +3,7 @@
 One file in `cache_dir` per encoder, freeze boundary and input. The file's name holds a hash of everything its
 content depends on, so an outdated file is never read.
 """
+import hashlib
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from common import distributed
 from common.device import compute_in_slices, slices_of
-from features import arrays
+from features.arrays import STORED, as_numpy, hash_of, new_array, open_tensor, require_length, require_whole, still_writing
 from vocab import nfc
 
 # images or questions per batch; on a CPU larger batches make every layer allocate its memory anew
@@ -38,7 +39,7 @@ class FeatureStore:
     def select(self, states, index):
         """Rows `index` (B,), a CPU tensor, of one of the two stores, on the device."""
         if hasattr(states, "array"):
-            arrays.require_length(states.array)
+            require_length(states.array)
         if states.device == self.device:
             return states[to_device_soon(index, self.device)]
         rows = states[index]
@@ -88,8 +89,8 @@ def encode_images(model, image_encoder, pixels, cache_dir, precision):
     """States of all images at the freeze boundary: a memory-mapped tensor (N, D_i) or (N, T, W)."""
     def encode(rows):
         if rows.start == 0:  # not earlier: a run that finds the states does not read the pixels
-            arrays.require_whole(pixels.pixels)
-        arrays.require_length(pixels.pixels)
+            require_whole(pixels.pixels)
+        require_length(pixels.pixels)
         batch = torch.from_numpy(pixels.pixels[rows]).to(precision.device)
         return model.encode_image_frozen(image_encoder.normalize(batch))
 
@@ -105,14 +106,15 @@ def encode_questions(model, question_encoder, input_ids, lengths, cache_dir, pre
     def encode(rows):
         return model.encode_question_frozen(input_ids[rows].to(precision.device), mask[rows].to(precision.device))
 
-    key = [arrays.fingerprint({"ids": input_ids, "lengths": lengths}), question_encoder.fingerprint, model.gpt2_layers]
+    ids_hash = hashlib.blake2b(input_ids.numpy().tobytes() + lengths.numpy().tobytes(), digest_size=16).hexdigest()
+    key = [ids_hash, question_encoder.fingerprint, model.gpt2_layers]
     return stored_states("question_states", key, len(input_ids), encode, cache_dir, precision, "questions")
 
 
 def stored_states(name, key, count, encode, cache_dir, precision, unit):
     """The states from `cache_dir`. If they are not there yet, `encode(slice)` computes them batch by batch."""
     dtype = precision.dtype or torch.float32
-    target = Path(cache_dir) / f"{name}-{arrays.hash_of([name, STATES_VERSION, key, str(dtype)])}.npy"
+    target = Path(cache_dir) / f"{name}-{hash_of([name, STATES_VERSION, key, str(dtype)])}.npy"
     if not distributed.broadcast(target.is_file()):
         def states_of(rows):
             return torch.cat(compute_in_slices(encode, rows, precision))
@@ -123,12 +125,12 @@ def stored_states(name, key, count, encode, cache_dir, precision, unit):
                   disable=distributed.get_rank() > 0) as bar:
             first = states_of(slices[0])
             stored = torch.float32 if first.dim() == 2 else dtype  # features are small: they are not rounded
-            with arrays.new_array(target, (count, *first.shape[1:]), arrays.STORED[stored]) as array:
+            with new_array(target, (count, *first.shape[1:]), STORED[stored]) as array:
                 for number in own_slices:
                     rows = slices[number]
                     states = first if number == 0 else states_of(rows)
-                    array[rows] = arrays.as_numpy(states.to(stored).cpu())
-                    arrays.still_writing(array)
+                    array[rows] = as_numpy(states.to(stored).cpu())
+                    still_writing(array)
                     bar.update(rows.stop - rows.start)
                 del array  # see new_array
-    return arrays.open_tensor(target, count)
+    return open_tensor(target, count)
