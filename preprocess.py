@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 
 from common.files import SPLITS, refuse_device
-from features.overlap import report_leaks
 from features.pixels import MAX_UNREADABLE, decode_images
 from features.store import build_store, to_device_soon
 from vocab import PAD
@@ -25,6 +24,7 @@ from vocab import PAD
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
 SEPARATORS = ",;\t"
+KNOWN_COLUMNS = ("image_path", "question", "answer", "split", "question_id", "image_id", "question_type", "answer_type")
 GROUPED_DIGITS = re.compile(r"\d{1,3}([,\u00a0\u202f]\d{3})+")  # 18,394: a spreadsheet's way to write the id 18394
 
 
@@ -42,6 +42,9 @@ def read_rows(data_dir, need_answers=True, allow_outside=False, use_split=True):
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
                                 "folder or CSV with --data-dir")
     rows = read_csv(csv_path, need_answers, use_split)
+    has_ids = "question_id" in rows
+    if not has_ids:
+        rows["question_id"] = [str(number) for number in range(len(rows))]
     check_image_paths(rows, csv_path, allow_outside)
     needed = ("question", "answer") if need_answers else ("question",)
     empty = (rows[list(needed)].apply(lambda column: column.str.strip()) == "").any(axis=1)
@@ -51,7 +54,7 @@ def read_rows(data_dir, need_answers=True, allow_outside=False, use_split=True):
     if rows.empty:
         raise ValueError(f"{csv_path} has no row with {' and '.join(needed)}")
     if need_answers:
-        rows["answers"] = annotators_answers(rows, csv_path.with_name("qa_pairs.json"))
+        rows["answers"] = annotators_answers(rows, csv_path.with_name("qa_pairs.json"), has_ids)
     else:
         rows["answer"], rows["answers"] = "", [[] for _ in range(len(rows))]
     return rows
@@ -93,8 +96,6 @@ def read_csv(csv_path, need_answers=True, use_split=True):
                                  "grouped; format the column as text or as a number without separators, and save again")
     if "image_id" not in rows:
         rows["image_id"] = [posixpath.normpath(path) for path in rows["image_path"]]
-    if "question_id" not in rows:
-        rows["question_id"] = [str(number) for number in range(len(rows))]
     if not use_split:
         rows["split"] = "test"
     if "split" not in rows:
@@ -105,8 +106,7 @@ def read_csv(csv_path, need_answers=True, use_split=True):
     unknown = rows.loc[~rows["split"].isin(SPLITS), "split"]
     if len(unknown):
         raise ValueError(f"{csv_path}: the split {unknown.iloc[0]!r:.60} is none of {', '.join(SPLITS)} ({len(unknown)} rows)")
-    twice = rows.loc[rows["question_id"].duplicated(), "question_id"]
-    if len(twice):
+    if "question_id" in rows and len(twice := rows.loc[rows["question_id"].duplicated(), "question_id"]):
         raise ValueError(f"{csv_path}: question_id {twice.iloc[0]!r:.60} occurs twice ({len(twice)} such rows)")
     return rows
 
@@ -143,6 +143,7 @@ def parse_csv(csv_path, needed):
     if blank:
         print(f"{csv_path}: {blank} blank rows are left out")
     header = [name.strip() for name in records[0]]
+    header = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in header]
     twice = [name for name, count in Counter(header).items() if name and count > 1]
     if twice:
         raise ValueError(f"{csv_path} has the column {twice[0]!r} twice")
@@ -152,7 +153,7 @@ def parse_csv(csv_path, needed):
 def find_separator(text, needed):
     """The separator that splits the first line with text into the columns `needed`; else a comma."""
     first_line = next((line for line in text.splitlines() if line.strip(SEPARATORS + " ")), "").replace('"', "")
-    return next((mark for mark in SEPARATORS if set(needed) <= {name.strip() for name in first_line.split(mark)}), ",")
+    return next((mark for mark in SEPARATORS if set(needed) <= {name.strip().lower() for name in first_line.split(mark)}), ",")
 
 
 def split_of(image_path):
@@ -173,16 +174,20 @@ def check_image_paths(rows, csv_path, allow_outside):
         if not path.strip():
             raise ValueError(f"{csv_path}: a row has no image_path")
         if not allow_outside and (posix.is_absolute() or ".." in posix.parts):
-            raise ValueError(f"{csv_path}: image_path {path!r} does not lie inside the folder of the CSV; if it is meant, "
-                             "use --allow-outside")
+            raise ValueError(f"{csv_path}: image_path {path!r} is absolute or leaves the folder of the CSV; if it is "
+                             "meant, use --allow-outside")
 
 
-def annotators_answers(rows, json_path):
+def annotators_answers(rows, json_path, has_ids=True):
     """The answers of all annotators for each row, from qa_pairs.json; [answer] for a row that is not in it.
 
-    Such rows are counted. Raises ValueError if JSON and CSV disagree or share no row: then one of them is from another run.
+    Such rows are counted. Unless the CSV `has_ids`, the JSON is not used: row numbers may be ids of other questions.
+    Raises ValueError if JSON and CSV disagree or share no row: then one of them is from another run.
     """
     if not json_path.is_file():
+        return [[answer] for answer in rows["answer"]]
+    if not has_ids:
+        print(f"{json_path} is not used: the CSV has no column question_id")
         return [[answer] for answer in rows["answer"]]
     pairs = read_pairs(json_path)
     missing = rows.loc[~rows["question_id"].isin(list(pairs)), "question_id"]
@@ -266,7 +271,8 @@ def rows_of_split(rows, split):
     chosen = rows[rows["split"] == split].reset_index(drop=True)
     if chosen.empty:
         counts = ", ".join(f"{name} {count}" for name, count in rows["split"].value_counts().sort_index().items())
-        raise ValueError(f"no rows in the split {split!r} (rows: {counts}); add images, or set the 'split' column by hand")
+        raise ValueError(f"no rows in the split {split!r} (rows: {counts}); set the column 'split' by hand, "
+                         "or build the data with other shares (mini_vqa_v2.py --val-fraction, --test-fraction)")
     return chosen
 
 
@@ -390,7 +396,6 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
     model.to(precision.device)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers, max_unreadable)
     rows = pixels.readable(rows)
-    report_leaks(rows, pixels.image_digests)
     store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)
     return {split: VQADataset(rows_of_split(rows, split), vocab, model.config.answer_max_len, store,
                               answer_sampling if split == "train" else "majority") for split in splits}

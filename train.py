@@ -24,7 +24,7 @@ from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
 from features.arrays import fingerprint
 from features.encoders import load_encoders
-from features.overlap import trained_hashes
+from features.overlap import report_leaks, trained_hashes
 from model import ModelConfig, VQAModel
 from preprocess import build_datasets, data_folder, data_paths, read_rows, report_answers, rows_of_split, training_answers
 from training.checkpoint import describe_model
@@ -261,6 +261,7 @@ def main(cfg):
         model_config = ModelConfig(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(ModelConfig)})
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), model_config)
         datasets = prepare(model, encoders, vocab, rows, cfg, precision, cfg.answer_sampling)
+        report_leaks(rows, datasets["train"].store.image_digests)
         fit("feature extraction", model, encoders, datasets, {"head": cfg.learning_rate}, cfg, precision)
 
 

@@ -58,14 +58,14 @@ def refuse_trained(counts, name, checkpoint, allow):
             f"{counts['of_questions']} questions show them, {counts['same_questions']} were trained on themselves): a score on "
             "them says little about new images")
     if not allow:
-        raise ValueError(f"{text}. Build the data with the --seed that it was trained with, or train again; in a CSV of your "
-                         "own give all rows of an image the same value in the column 'split'. --allow-trained-images "
-                         "turns this into a warning")
+        raise ValueError(f"{text}. Leave these rows out, build the data with the --seed that it was trained with, or train "
+                         "again with all rows of an image in one split. --allow-trained-images turns this into a warning")
     print(f"warning: {text}")
 
 
 def report_leaks(rows, image_digests):
-    """Print how many rows of validation and test show an image that is also in training."""
+    """Print how many rows of validation and test show an image that is also in training. Only readable images count."""
+    rows = rows[rows["image_path"].isin(list(image_digests))]
     images = image_hashes(rows, image_digests)
     in_split = {split: torch.tensor((rows["split"] == split).to_numpy()) for split in SPLITS}
     leaked = torch.isin(images, images[in_split["train"]])
@@ -73,4 +73,5 @@ def report_leaks(rows, image_digests):
              if (leaked & in_split[split]).any()]
     if found:
         print(f"warning: {' and '.join(found)} show an image that is also in training (files of equal bytes): their scores "
-              "will be too high; give all rows of an image the same value in the column 'split'")
+              "would be too high. fine_tune.py and test.py refuse them, unless --allow-trained-images is given; give all rows "
+              "of an image the same value in the column 'split' and train again")

@@ -60,11 +60,13 @@ def decode_images(folder, image_paths, image_encoder, cache_dir, workers, max_un
     folder, paths = Path(folder), sorted(set(image_paths))
     with ThreadPoolExecutor(DIGEST_THREADS) as pool:
         digests = dict(zip(paths, pool.map(lambda path: file_digest(folder / path), paths), strict=True))
+    # the reasons are part of the key: a missing file that is now a folder, or has a like name, is reported anew
+    reasons = {path: why_not_opened(folder, path) for path, digest in digests.items() if digest is None}
     size = image_encoder.visual.image_size
-    key = hash_of(["pixels", DECODE_VERSION, image_encoder.transform, list(digests.items())])
+    key = hash_of(["pixels", DECODE_VERSION, image_encoder.transform, list((digests | reasons).items())])
     target = Path(cache_dir) / f"pixels-{key}.npy"
     if not distributed.broadcast(target.is_file()):
-        build_pixels(target, ImageFiles(folder, digests, image_encoder.resize), size, workers or available_cores())
+        build_pixels(target, ImageFiles(folder, paths, reasons, image_encoder.resize), size, workers or available_cores())
     listed = target.with_suffix(".json")
     pixels, unreadable = open_array(target, len(paths)), read_unreadable(listed)
     if pixels.shape[1:] != (3, *size) or pixels.dtype != np.uint8:
@@ -102,9 +104,9 @@ def available_cores():
 class ImageFiles(Dataset):
     """The image files. A worker process decodes them straight into the file `stored_in`, which all processes map."""
 
-    def __init__(self, folder, digests, resize):
-        """`digests`: {path: hash of the file's bytes, or None if it cannot be opened}."""
-        self.folder, self.digests, self.paths, self.resize = folder, digests, list(digests), resize
+    def __init__(self, folder, paths, reasons, resize):
+        """`reasons`: {path: why the file cannot be opened}."""
+        self.folder, self.paths, self.reasons, self.resize = folder, paths, reasons, resize
         self.stored_in, self.budget = None, BUDGET_OF_THREADS
 
     @functools.cached_property
@@ -119,8 +121,8 @@ class ImageFiles(Dataset):
     def __getitem__(self, row):
         """Decode one image into its row. Returns (row, None), or (row, reason) if it is unreadable."""
         path = self.paths[row]
-        if self.digests[path] is None:
-            return row, why_not_opened(self.folder, path)
+        if path in self.reasons:
+            return row, self.reasons[path]
         try:
             self.pixels[row] = decode_image(self.folder / path, self.resize, self.budget)
         except UNREADABLE as error:

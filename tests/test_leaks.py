@@ -9,6 +9,7 @@ import torch
 from conftest import call_script
 
 from common.device import Precision
+from features.overlap import report_leaks
 from preprocess import build_datasets, read_rows, split_of
 from training.checkpoint import read_checkpoint
 from vocab import Vocab
@@ -104,7 +105,8 @@ def test_images_of_training_in_other_splits_are_counted(damage, message, make_mo
         tiny.write_rows(tmp_path, rows)
     table = read_rows(tmp_path)
     vocab, cfg = Vocab.build(table["answer"]), SimpleNamespace(cache_dir=session_cache, workers=1)
-    build_datasets(make_model(len(vocab)), encoders, vocab, table, tmp_path, cfg, Precision("cpu"), ("train",))
+    datasets = build_datasets(make_model(len(vocab)), encoders, vocab, table, tmp_path, cfg, Precision("cpu"), ("train",))
+    report_leaks(table, datasets["train"].store.image_digests)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert [f"{message} show an image that is also in training" in line for line in warnings] == [True] * bool(damage)
     assert all("column 'split'" in line for line in warnings)

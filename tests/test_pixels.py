@@ -104,6 +104,15 @@ def test_the_reason_says_what_is_wrong_with_a_path(path, reason, tmp_path):
     assert why_not_opened(tmp_path, path) == reason
 
 
+def test_the_reason_of_a_missing_image_is_not_kept_in_the_cache(encoders, tmp_path):
+    """A missing image that became a folder was still called missing."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = (tmp_path, ["a.png", "b.png"], encoders.image, tmp_path / "cache", 1)
+    assert decode_images(*arguments, max_unreadable=1).unreadable == {"b.png": "missing"}
+    (tmp_path / "b.png").mkdir()
+    assert decode_images(*arguments, max_unreadable=1).unreadable == {"b.png": "a folder"}
+
+
 def test_an_image_without_permission_is_not_called_missing(encoders, tmp_path, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))

@@ -37,10 +37,11 @@ def write_csv(folder, text, encoding="utf-8"):
     (HEADER + "\na.jpg,q,x\n\n", "utf-8", ["x"]),
     (",,\n" + HEADER + "a.jpg,q,x\n,,\n   \n , ,\nb.jpg,q,y\n,,\n", "utf-8", ["x", "y"]),
     (" image_path ; question;\tanswer;;\na.jpg;q;x;;\n", "utf-8", ["x"]),
+    ("Image_Path,Question,ANSWER\na.jpg,q,X\n", "utf-8", ["X"]),
     (HEADER + "a.jpg,q,n/a\na.jpg,q,NULL\nb.jpg,q,None\n", "utf-8", ["n/a", "NULL", "None"]),
 ], ids=["byte order mark", "CRLF", "quoted line breaks", "semicolons", "tabs", "other order and more columns", "formulas",
         "emoji and right to left", "ten thousand words", "empty lines",
-        "blank rows", "spaces and columns without a name in the header", "looks missing"])
+        "blank rows", "spaces and columns without a name in the header", "upper case in the header", "looks missing"])
 def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
     rows = read_rows(write_csv(tmp_path, text, encoding))
     assert rows["answer"].tolist() == answers and rows["answers"].tolist() == [[answer] for answer in answers]
@@ -60,15 +61,15 @@ def test_csvs_as_people_have_them(text, encoding, answers, tmp_path):
     ("question_id;image_path;question;answer\n394;a.jpg;q;x\n18,394;b.jpg;q;x\n", "utf-8", "line 3: the question_id '18,394'"),
     (HEADER.replace("\n", ',image_id\na.jpg,q,x,"262\u202f148"\n'), "utf-8", "line 2: the image_id '262\\u202f148'"),
     ("image_path,question\na.jpg,q\n", "utf-8", "lacks the column answer; it has image_path, question"),
-    ("Image_Path, question\na.jpg,q\n", "utf-8", "lacks the columns image_path, answer"),
+    ("imagepath, question\na.jpg,q\n", "utf-8", "lacks the columns image_path, answer"),
     ("image_path,question,answer,answer\na.jpg,q,x,y\n", "utf-8", "the column 'answer' twice"),
     (HEADER, "utf-8", "no row with question and answer"),
     (HEADER + "a.jpg,,x\n", "utf-8", "no row with question and answer"),
     ("", "utf-8", "is empty"),
-    (HEADER + "/etc/passwd,q,x\n", "utf-8", "does not lie inside the folder of the CSV; if it is meant, use --allow-outside"),
+    (HEADER + "/etc/passwd,q,x\n", "utf-8", "is absolute or leaves the folder of the CSV; if it is meant, use --allow-outside"),
     (HEADER + ",q,x\n", "utf-8", "a row has no image_path"),
-    (HEADER + "a/../../b.jpg,q,x\n", "utf-8", "does not lie inside"),
-    (HEADER + "..\\b.jpg,q,x\n", "utf-8", "does not lie inside"),
+    (HEADER + "a/../../b.jpg,q,x\n", "utf-8", "is absolute or leaves"),
+    (HEADER + "..\\b.jpg,q,x\n", "utf-8", "is absolute or leaves"),
     ("image_path,question,answer,split\na.jpg,q,x,dev\n", "utf-8", "the split 'dev' is none of train, val, test"),
     ("question_id,image_path,question,answer\n7,a.jpg,q,x\n7,b.jpg,q,x\n", "utf-8", "question_id '7' occurs twice"),
 ], ids=["utf-16", "latin-1", "NUL", "too few cells", "too many cells", "lines are counted with blank rows and line breaks",
@@ -124,6 +125,14 @@ def test_rows_that_qa_pairs_json_lacks_are_counted_and_sharing_none_is_an_error(
     (tmp_path / "qa_pairs.json").write_text(json.dumps([{**row, "question_id": f"x{row['question_id']}"} for row in rows]))
     with pytest.raises(ValueError, match="qa_pairs.json has none of the 9 rows of the CSV.*the CSV has '0'"):
         read_rows(tmp_path)
+
+
+def test_row_numbers_are_no_ids_of_qa_pairs_json(tmp_path, capsys):
+    """A CSV without question_id beside the JSON was joined by its row numbers: refused, or with another question's answers."""
+    rows = tiny.write_data(tmp_path, 3)
+    (tmp_path / "own.csv").write_text(HEADER + "".join(f"{row['image_path']},{row['question']},other\n" for row in rows))
+    assert read_rows(tmp_path / "own.csv")["answers"].tolist() == [["other"]] * 9
+    assert "qa_pairs.json is not used: the CSV has no column question_id" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["another label", "a question twice"])
