@@ -70,10 +70,9 @@ def data_folder(data_dir):
 
 
 def data_paths(data_dir):
-    """The folders and files of `data_dir` that no output may replace, besides the images of a CSV, which may lie elsewhere."""
-    folder = data_folder(data_dir)
-    names = ("images", "metadata.csv", "qa_pairs.json", "held_out_annotators.json")
-    return [folder, Path(data_dir), *(folder / name for name in names)]
+    """The files of `data_dir` that no output may replace, besides the images, which may lie elsewhere."""
+    csv_path = Path(data_dir) if is_csv(data_dir) else Path(data_dir) / "metadata.csv"
+    return [csv_path, *(csv_path.with_name(name) for name in ("qa_pairs.json", "held_out_annotators.json"))]
 
 
 def read_csv(csv_path, need_answers=True, use_split=True):

@@ -17,7 +17,7 @@ from typing import Literal
 
 from common import settings  # first: before torch
 from common.device import Precision
-from common.files import is_text, refuse_device, require_separate, write_json
+from common.files import RUN_FILES, is_text, refuse_device, require_separate, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
 from evaluation.fonts import report_missing_characters
@@ -28,7 +28,7 @@ from evaluation.report import evaluate, print_table
 from evaluation.results import answer_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
-from training.checkpoint import CheckpointConfig, load_model, read_checkpoint
+from training.checkpoint import CheckpointConfig, find_local, load_model, read_checkpoint
 
 
 @dataclass
@@ -126,16 +126,33 @@ def choose_paths(cfg):
     data_flag = "--test-csv" if cfg.test_csv else "--data-csv" if cfg.data_csv else "--data-dir"
     if data_flag != "--data-dir":  # all rows of the CSV are answered
         cfg = dataclasses.replace(cfg, data_dir=cfg.test_csv or cfg.data_csv, split="test")
-    inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint],
+    run_files = [Path(cfg.checkpoint).parent / name for name in RUN_FILES]
+    inputs = {data_flag: data_paths(cfg.data_dir), "--checkpoint": [cfg.checkpoint, *run_files],
               "--question-only-checkpoint": [cfg.question_only_checkpoint], "--true-answers": [cfg.true_answers]}
-    require_separate({"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json},
-                     {"--results-dir": cfg.results_dir}, inputs)
+    files = output_files(cfg)
+    require_separate(files, {"--results-dir": cfg.results_dir}, inputs)
+    for (flag, path), suffix in zip(files.items(), (".csv", ".json"), strict=True):
+        if Path(path).exists() and Path(path).suffix.lower() != suffix:  # an image, or a checkpoint
+            raise ValueError(f"{flag} {path} exists and is no {suffix} file: choose another one")
     return cfg
+
+
+def output_files(cfg):
+    return {"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json}
+
+
+def load_tested(cfg):
+    """The TrainedModel of --checkpoint. Raises ValueError if an output would replace a file of its encoders."""
+    trained = load_model(cfg.checkpoint, cfg)
+    local = {f"--{name.replace('_', '-')}": Path(find_local(value, cfg.checkpoint).removeprefix("local-dir:"))
+             for name, value in trained.encoders.names.items() if value}
+    require_separate(output_files(cfg), {}, {flag: [path, *path.glob("*")] for flag, path in local.items()})
+    return trained
 
 
 def answer_split(cfg):
     """Answer and score one split, or all rows of `test_csv`; write and print everything."""
-    trained = load_model(cfg.checkpoint, cfg)
+    trained = load_tested(cfg)
     rows, held_out = read_scored_rows(cfg)
     dataset = load_dataset(trained, rows, cfg)
     tested, answer_max_len = dataset.rows.to_dict("records"), trained.model.config.answer_max_len
@@ -223,7 +240,7 @@ def oracle_ceiling(question_ids, path):
 
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
-    trained = load_model(cfg.checkpoint, cfg)
+    trained = load_tested(cfg)
     rows = read_rows(cfg.data_csv, need_answers=False, allow_outside=cfg.allow_outside, use_split=False)
     dataset = load_dataset(trained, rows, cfg, max_unreadable=1)  # one bad image costs its own rows only
     answers = answers_of(trained, dataset, cfg)

@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from common import settings  # first: before torch
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from common import distributed, terminal
 from common.device import Precision, explain_out_of_memory
-from common.files import require_separate
+from common.files import RUN_FILES, require_separate
 from evaluation.generation import answer_dataset
 from evaluation.metrics import validation_scores
 from features.arrays import fingerprint
@@ -231,10 +232,11 @@ def check_loop_settings(cfg):
 
 
 def check_output_dir(cfg, clip_model, gpt2_model):
-    """Raise ValueError if the run would write into the folder of its data or of an encoder."""
+    """Raise ValueError if the run would replace a file of its data, or write into the folder of an encoder."""
     require_separate({}, {"--output-dir": cfg.output_dir}, {
-        "--data-dir": data_paths(cfg.data_dir), "--clip-model": [clip_model.removeprefix("local-dir:")],
-        "--gpt2-model": [gpt2_model]})
+        "--clip-model": [clip_model.removeprefix("local-dir:")], "--gpt2-model": [gpt2_model]})
+    for name in RUN_FILES:  # own data may have the name samples.csv
+        require_separate({"--output-dir": Path(cfg.output_dir) / name}, {}, {"--data-dir": data_paths(cfg.data_dir)})
 
 
 def main(cfg):

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 SPLITS = ("train", "val", "test")  # values of the column `split` in metadata.csv
+RUN_FILES = ("last.pt", "config.json", "train_log.csv", "samples.csv")  # of a training run, beside vqa_checkpoint.pt
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp(\.\w+)?")
 
 

@@ -11,6 +11,7 @@ from evaluation.metrics import SCORE_COLUMNS
 
 COMPARED = (*SCORE_COLUMNS, "confidence")  # columns of a results CSV
 SAME = ("question", "answer", "image_id")  # columns that two results share if they answer the same questions
+ROUNDING = 0.001  # equal scores may differ by this: a results CSV has four decimals
 CHANGED_ROWS = 5  # shown at either end of a comparison
 
 
@@ -79,7 +80,10 @@ def join_results(path_a, path_b):
 
 
 def check_same_questions(path_a, a, path_b, b, suffix=""):
-    """Raise ValueError unless both tables hold the same questions, once each, with the same texts, labels and images."""
+    """Raise ValueError unless both tables hold the same questions, once each, with the same texts, labels and images.
+
+    Also raises it if an equal prediction has another sentence BLEU: then the two were scored in different ways.
+    """
     ids = set(a["question_id"])
     if not len(a) == len(b) == len(ids) or ids != set(b["question_id"]) or not ids:
         raise ValueError(f"--compare: {path_a} ({len(a)} rows) and {path_b} ({len(b)} rows) answer different questions; "
@@ -90,6 +94,13 @@ def check_same_questions(path_a, a, path_b, b, suffix=""):
         if differ.any():
             raise ValueError(f"--compare: {path_a} and {path_b} differ in the {name} of question "
                              f"{a['question_id'].to_numpy()[differ][0]!r:.60}; compare runs of test.py on the same data")
+    (text_a, score_a), (text_b, score_b) = ([table[f"{name}{suffix}"].to_numpy() for name in ("prediction", "sentence_bleu")]
+                                            for table in (a, b))
+    differ = (text_a == text_b) & (abs(score_a - score_b) > ROUNDING)
+    if differ.any():
+        raise ValueError(f"--compare: {path_a} and {path_b} score the prediction of question "
+                         f"{a['question_id'].to_numpy()[differ][0]!r:.60} differently, though it is the same; score both again "
+                         "with the same --bleu-tokenize and this version of test.py")
 
 
 def read_results(path):

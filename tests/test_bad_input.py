@@ -291,8 +291,6 @@ def test_folders_without_write_permission(train_flags, stage_one, data_dir, sess
     ("test.py --data-dir data --metrics-json data/qa_pairs.json", "would overwrite data/qa_pairs.json, which --data-dir names"),
     ("test.py --data-dir data --results-csv linked.csv", "would overwrite data/metadata.csv, which --data-dir names"),
     ("test.py --data-dir data --results-csv symbolic.csv", "would overwrite data/metadata.csv, which --data-dir names"),
-    ("test.py --data-dir data --results-dir data", "--results-dir data would write into data, which --data-dir names"),
-    ("test.py --data-dir data --results-dir data/images", "would write into data/images, which --data-dir names"),
     ("test.py --checkpoint c.pt --metrics-json c.pt", "--metrics-json c.pt would overwrite c.pt, which --checkpoint names"),
     ("test.py --question-only-checkpoint c.pt --metrics-json c.pt", "which --question-only-checkpoint names"),
     ("test.py --true-answers own.csv --metrics-json own.csv", "would overwrite own.csv, which --true-answers names"),
@@ -302,8 +300,11 @@ def test_folders_without_write_permission(train_flags, stage_one, data_dir, sess
     ("test.py --results-csv data", "--results-csv data exists and is no regular file"),
     ("test.py --metrics-json /dev/null", "--metrics-json /dev/null exists and is no regular file"),
     ("test.py --results-dir c.pt", "--results-dir c.pt exists and is no folder"),
-    ("train.py --data-dir data --output-dir data", "--output-dir data would write into data, which --data-dir names"),
-    ("train.py --data-dir own.csv --output-dir .", "--output-dir . would write into ., which --data-dir names"),
+    ("test.py --metrics-json data/images/0059.png", "--metrics-json data/images/0059.png exists and is no .json file"),
+    ("test.py --data-csv own.csv --results-csv c.pt", "--results-csv c.pt exists and is no .csv file"),
+    ("test.py --checkpoint run/best.pt --results-csv run/last.pt", "would overwrite run/last.pt, which --checkpoint names"),
+    ("test.py --checkpoint run/best.pt --metrics-json run/config.json", "overwrite run/config.json, which --checkpoint names"),
+    ("train.py --data-dir samples.csv --output-dir .", "would overwrite samples.csv, which --data-dir names"),
     ("train.py --gpt2-model data --output-dir data/.", "--output-dir data/. would write into data, which --gpt2-model names"),
     ("train.py --clip-model local-dir:data --output-dir data", "which --clip-model names"),
     ("train.py --output-dir c.pt", "--output-dir c.pt exists and is no folder")])
@@ -311,7 +312,9 @@ def test_an_output_that_is_an_input_or_no_file_is_refused_before_anything_is_rea
     """The results of a night replaced the questions, or the checkpoint that gave them."""
     (tmp_path / "data/images").mkdir(parents=True)
     (tmp_path / "output").mkdir()
-    for name in ("own.csv", "c.pt", "data/metadata.csv", "data/qa_pairs.json", "output/own_results.csv"):
+    (tmp_path / "run").mkdir()
+    for name in ("own.csv", "c.pt", "data/metadata.csv", "data/qa_pairs.json", "output/own_results.csv", "samples.csv",
+                 "data/images/0059.png", "run/last.pt", "run/config.json"):
         (tmp_path / name).write_text("precious")
     os.link(tmp_path / "data/metadata.csv", tmp_path / "linked.csv")
     (tmp_path / "symbolic.csv").symlink_to("data/metadata.csv")
@@ -328,6 +331,32 @@ def test_stage_two_does_not_write_into_the_folder_of_an_encoder(stage_one, encod
     """It would replace GPT-2's config.json by its own."""
     flags = ("--checkpoint", stage_one / "vqa_checkpoint.pt", "--data-dir", data_dir, "--output-dir", encoder_flags[3])
     assert "which --gpt2-model names" in call_script("fine_tune.py", *flags, expect=2, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("flag, scheme, index, output", [
+    ("--gpt2-model", "", 3, "--metrics-json enc/config.json"),
+    ("--clip-model", "local-dir:", 1, "--data-csv own.csv --results-csv enc/notes.csv")])
+def test_results_do_not_replace_a_file_of_an_encoder(flag, scheme, index, output, stage_one, encoder_flags, tmp_path):
+    """The scores became the config.json of the checkpoint's own GPT-2: no script could load it again."""
+    shutil.copytree(encoder_flags[index].removeprefix("local-dir:"), tmp_path / "enc")
+    (tmp_path / "enc/notes.csv").write_text("precious")
+    (tmp_path / "own.csv").write_text("image_path,question\nnone.png,What?\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "enc").iterdir()}
+    flags = ("--checkpoint", stage_one / "vqa_checkpoint.pt", flag, f"{scheme}enc", *output.split())
+    error = call_script("test.py", *flags, expect=2, cwd=tmp_path)
+    assert f"would overwrite {output.split()[-1]}, which {flag} names" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "enc").iterdir()} == before
+
+
+def test_outputs_may_lie_beside_the_csv(train_flags, data_dir, tmp_path):
+    """They were refused with "would write into .", though nothing would have been replaced."""
+    shutil.copytree(data_dir, tmp_path / "data")
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    call_script("train.py", *train_flags, "--data-dir", "metadata.csv", "--output-dir", ".", cwd=tmp_path / "data")
+    flags = ("--data-csv", "metadata.csv", "--checkpoint", "vqa_checkpoint.pt", "--results-dir", ".", "--num-pictures", 1)
+    call_script("test.py", *flags, cwd=tmp_path / "data")
+    assert (tmp_path / "data/index.html").is_file() and (tmp_path / "data/last.pt").is_file()
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_results_are_not_written_among_the_images(stage_one, data_dir, tmp_path):

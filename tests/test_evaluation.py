@@ -156,7 +156,7 @@ def results_csv(path, predictions, scores, **changes):
 
 def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys):
     a = results_csv(tmp_path / "a.csv", ["x", "y", "n/a", "w"], [0, 50, 20, 100])
-    b = results_csv(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0, 100, 0, 100])
+    b = results_csv(tmp_path / "b.csv", ["x", "better", "worse", "w"], [0.0001, 100, 0, 100])  # as rounded elsewhere
     print_comparison([a], [b])
     printed = capsys.readouterr().out
     assert "1 result on each side, B - A [95 % interval by image, too narrow: only 2 images]" in printed
@@ -179,6 +179,8 @@ def test_a_comparison_is_paired_and_names_the_rows_that_changed(tmp_path, capsys
     (lambda path: results_csv(path, list("abcd"), [1, 1, 1, "x"]), "b.csv .* sentence_bleu 'x' is no number"),
     (lambda path: results_csv(path, list("abcd"), [1, 100.1, 1, -1]), r"'100.1' is no number from 0 to 100 \(2 such rows"),
     (lambda path: results_csv(path, list("abcd"), [1] * 4, confidence=50), "confidence '50' is no number from 0 to 1 "),
+    (lambda path: results_csv(path, list("xbcd"), [9, 2.0001, 30, 4]),  # x is another answer, 2.0001 is rounding
+     r"a.csv and .*b.csv score the prediction of question '2' differently, .*--bleu-tokenize"),
     (lambda path: path.unlink(), "No such file")])
 def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
     a = results_csv(tmp_path / "a.csv", list("abcd"), [1, 2, 3, 4])
@@ -191,7 +193,7 @@ def test_results_that_cannot_be_compared_are_refused(change, message, tmp_path):
 def test_a_comparison_over_seeds_pairs_the_results_and_names_every_difference(tmp_path, capsys):
     """One seed's gain was the headline, with an interval of images only: other seeds gave other gains."""
     before, gains = np.linspace(10, 60, 80), (8.0, -5.0, 9.0)
-    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x"] * 80, before + (gain if side == "b" else 0))
+    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", [f"{side}{seed}"] * 80, before + (gain if side == "b" else 0))
               for seed, gain in enumerate(gains)] for side in "ab"]
     table = (tmp_path / "b1.csv").read_text().splitlines(keepends=True)
     (tmp_path / "b1.csv").write_text("".join([table[0], *table[:0:-1]]))  # another order of rows
@@ -206,7 +208,7 @@ def test_a_comparison_over_seeds_pairs_the_results_and_names_every_difference(tm
 def test_the_order_of_rows_does_not_matter_for_a_comparison_over_seeds(tmp_path):
     """The questions of the second pair were in another order than the images, which are those of the first pair."""
     scores = np.random.default_rng(0).uniform(0, 100, (2, 2, 40))
-    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x"] * 40, scores[side, seed]) for seed in range(2)]
+    sides = [[results_csv(tmp_path / f"{side}{seed}.csv", [f"{side}{seed}"] * 40, scores[side, seed]) for seed in range(2)]
              for side in (0, 1)]
     expected = join_all(*sides)
     for side in (0, 1):
@@ -220,7 +222,8 @@ def test_the_order_of_rows_does_not_matter_for_a_comparison_over_seeds(tmp_path)
     (lambda sides: sides[1].pop(), "--compare has 2 results and --against 1"),
     (lambda sides: [results_csv(side[1], ["x"] * 3, [1] * 3) for side in sides], "answer different questions"),
     (lambda sides: sides[0].__setitem__(1, sides[0][0]), "names a file twice"),
-    (lambda sides: [results_csv(side[1], ["x"] * 2, [1] * 2, answer="other") for side in sides], "differ in the answer")])
+    (lambda sides: [results_csv(side[1], ["x"] * 2, [1] * 2, answer="other") for side in sides], "differ in the answer"),
+    (lambda sides: [results_csv(side[1], ["x", "y"], [1, 5]) for side in sides], "a0.csv and .*a1.csv score the prediction")])
 def test_seeds_that_cannot_be_compared_are_refused(damage, message, tmp_path):
     sides = [[results_csv(tmp_path / f"{side}{seed}.csv", ["x", "y"], [1, 2]) for seed in range(2)] for side in "ab"]
     damage(sides)
