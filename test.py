@@ -193,14 +193,14 @@ def read_scored_rows(cfg):
     return rows, read_held_out(cfg.data_dir, rows, None if cfg.test_csv else cfg.split)
 
 
-def load_dataset(trained, rows, cfg, **options):
-    """The VQADataset of `cfg.split`. The model of `trained` is moved to the device. `options`: of `build_datasets`."""
+def load_dataset(trained, rows, cfg):
+    """The VQADataset of `cfg.split`. The model of `trained` is moved to the device."""
     folder = data_folder(cfg.data_dir)
     # a sample image must not replace an image of the data
     image_folders = {str((folder / path).parent) for path in rows["image_path"].unique()}
     require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": sorted(image_folders)})
     return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, Precision(cfg.device),
-                          (cfg.split,), **options)[cfg.split]
+                          (cfg.split,), max_unreadable=1)[cfg.split]  # a bad image costs its own rows only
 
 
 def answers_of(trained, dataset, cfg, image_index=None):
@@ -242,7 +242,7 @@ def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
     trained = load_tested(cfg)
     rows = read_rows(cfg.data_csv, need_answers=False, allow_outside=cfg.allow_outside, use_split=False)
-    dataset = load_dataset(trained, rows, cfg, max_unreadable=1)  # one bad image costs its own rows only
+    dataset = load_dataset(trained, rows, cfg)
     answers = answers_of(trained, dataset, cfg)
     write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")

@@ -194,6 +194,16 @@ def test_one_bad_image_costs_own_questions_only_its_own_answer(trained, score, d
     assert "1 of 1 images cannot be read: nowhere.png (missing)" in error
 
 
+def test_a_missing_training_image_does_not_stop_the_scoring_of_the_test_split(score, data_dir, tmp_path):
+    """One image of 60 was more than 1 %, though no test row shows it."""
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    rows = tiny.read_csv(data / "metadata.csv")
+    (data / next(row["image_path"] for row in rows if row["split"] == "train")).unlink()
+    output, metrics, _ = score("--num-pictures", 0, "--cache-dir", tmp_path / "cache", data=("--data-dir", data))
+    assert metrics["num_questions"] == sum(row["split"] == "test" for row in rows)
+    assert "1 of 60 images cannot be read, their rows are left out" in output
+
+
 def test_a_question_only_model_has_its_own_folder_and_becomes_a_floor(trained, score, encoder_flags, data_dir, tmp_path):
     folder, *_ = trained
     stage_1 = (folder / STAGE_ONE).read_bytes()
