@@ -81,8 +81,9 @@ def check_settings(cfg):
     """Raise ValueError or FileNotFoundError for settings that cannot work, before anything is read or downloaded."""
     settings.check_ranges(cfg, min_answer_words=settings.COUNT, min_agreement=settings.COUNT, max_questions=(0, 10 ** 9),
                           workers=(1, 256), val_fraction=(0, 1), test_fraction=(0, 1))
-    if cfg.val_fraction + cfg.test_fraction > 1:
-        raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction}: their sum is above 1")
+    if cfg.split is None and cfg.val_fraction + cfg.test_fraction > 1:
+        raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction}: their sum is above 1; "
+                         "set one of them lower or to 0, or put all images into one split with --split")
     check_address("--base-url", cfg.base_url)
     check_address("--image-url", cfg.image_url)
     for flag, folder in (("--vqa-dir", cfg.vqa_dir), ("--image-dir", cfg.image_dir), ("--output-dir", cfg.output_dir)):

@@ -27,8 +27,9 @@ NO_MEMORY = re.compile("can't allocate memory|cannot allocate memory|out of memo
                        "resource temporarily unavailable|failed to map segment", re.I)
 # control characters, line ends, marks that turn the direction of writing, and bytes that are no UTF-8
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# user:password@, with or without http:// before it; the limits keep the search fast in long texts
-PASSWORD = re.compile(r"(?<=://)\S{0,300}@|[\w.%+-]{1,100}:(?!//)\S{0,300}@")
+# user:password@ in an address: after ://, or where the value of --base-url or --image-url begins. A password may hold a
+# slash, unless it looks like a port. The limits keep the search fast in long texts.
+PASSWORD = re.compile(r"(?:(?<=://)|(?<=_url = )|(?<=-url '))(?:[^\s/]{0,300}|[^\s/:\[]{1,100}:(?!\d*/)\S{0,300})@")
 
 
 def run(main, config_class):

@@ -205,6 +205,7 @@ def test_adding_rows_moves_no_image_and_splits_share_none(run, tmp_path):
 
 @pytest.mark.parametrize(("flags", "splits"), [
     (["--subset", "val2014", "--split", "test"], {"test"}), (["--split", "train"], {"train"}),
+    (["--test-fraction", 1, "--split", "test"], {"test"}),
     (["--val-fraction", 0, "--test-fraction", 1], {"test"}), (["--val-fraction", 0], {"train", "test"}),
     (["--val-fraction", 0.7, "--test-fraction", 0.3], {"val", "test"})])
 def test_a_split_may_get_no_image_or_all(flags, splits, run, tmp_path):
@@ -432,7 +433,8 @@ BAD_FLAGS = [
     (["--max-questions", "-1"], "--max-questions -1"), (["--workers", "0"], "--workers 0"),
     (["--val-fraction", "nan"], "--val-fraction nan"), (["--val-fraction", "1.1"], "--val-fraction 1.1"),
     (["--test-fraction", "-0.1"], "--test-fraction -0.1"), (["--val-fraction", "inf"], "--val-fraction inf"),
-    (["--val-fraction", "0.6", "--test-fraction", "0.5"], "their sum is above 1"),
+    (["--test-fraction", "1"], "--val-fraction 0.1 and --test-fraction 1.0: their sum is above 1; set one of them lower or to "
+     "0, or put all images into one split with --split"),
     (["--image-dir", "nowhere"], "--image-dir nowhere does not exist"),
     (["--min-answer-words", "4"], "nothing is kept: 0 question without an annotation; 0 annotation without a question; "
      "240 label of fewer than 4 words (--min-answer-words)"),

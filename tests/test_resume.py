@@ -126,30 +126,71 @@ def test_resuming_a_finished_run_writes_lost_tables_and_curves_again(finished, r
     for name in TABLES:
         (finished / name).unlink()
     output = resume()
-    assert "resumed after epoch 1\nthis run has ended: with more --epochs" in output and "\nbest epoch 1 of 1" in output
+    assert "\nthis run has ended after epoch 1: with more --epochs" in output and "\nbest epoch 1 of 1" in output
     assert all((finished / name).is_file() for name in TABLES)
+
+
+@pytest.mark.parametrize("flags", [("--epochs", 2), ("--epochs", 9, "--patience", 1)], ids=str)
+def test_a_run_that_has_ended_under_the_new_settings_stays_as_it_is(flags, train_flags, tmp_path, monkeypatch):
+    """With fewer epochs than trained it announced their schedule, and config.json told that it had been trained with them."""
+    command, losses = ["train.py", *train_flags, "--output-dir", "run"], itertools.count(1.0)
+    monkeypatch.setattr(train, "evaluate", lambda *_: next(losses))
+    call_script(*command, "--epochs", 3, cwd=tmp_path)
+    before = bytes_of(tmp_path / "run")
+    output = call_script(*command, *flags, "--resume", cwd=tmp_path)
+    assert "\nthis run has ended after epoch 3: with more --epochs or a larger --patience it goes on\n" in output
+    assert "schedule" not in output and "resumed" not in output
+    assert bytes_of(tmp_path / "run") == before
+
+
+def test_resuming_without_the_best_weights_is_refused_at_the_start(finished, resume, monkeypatch):
+    """It went on, and without a better epoch the run ended with no vqa_checkpoint.pt."""
+    (finished / "vqa_checkpoint.pt").unlink()
+    monkeypatch.setattr(train, "read_rows", None)  # not reached
+    before = bytes_of(finished)
+    assert resume(expect=2) == ("error: the best weights are missing: copy run/vqa_checkpoint.pt back, or replace the run with "
+                                "--overwrite")
+    assert bytes_of(finished) == before
 
 
 def test_resuming_with_other_settings_lists_them(resume):
     error = resume("--batch-size", 8, "--learning-rate", 1e-3, expect=2)
-    assert "other settings or data: batch_size was 16, is 8; learning_rate was 0.003, is 0.001. Set them back" in error
+    assert "other settings or data: batch_size was 16, is 8; learning_rate was 0.003, is 0.001. Use the same" in error
     assert "--output-dir run_2 and without --resume" in error and "--overwrite" not in error
 
 
 def test_resuming_with_other_images_under_the_same_names_is_refused(resume, data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
     Image.new("RGB", (20, 20), "pink").save(tmp_path / "data/images/0003.png")
-    assert "other settings or data: images was " in resume("--data-dir", "data", expect=2)
+    error = resume("--data-dir", "data", expect=2)
+    assert "other settings or data: images of --data-dir was " in error
+    assert ". Use the same settings and data, or start a new run with --output-dir run_2" in error
+
+
+def test_resuming_with_other_rows_names_their_flag(resume, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    for name in ("metadata.csv", "qa_pairs.json"):
+        path = tmp_path / "data" / name
+        path.write_text(path.read_text().replace("?", " now?"))
+    error = resume("--data-dir", "data", expect=2)
+    assert "training rows of --data-dir was " in error and "; validation rows of --data-dir was " in error
 
 
 @pytest.mark.parametrize("changes, message", [
     *[(change, "last.pt is damaged .* --overwrite, or take --output-dir run_2")
       for change in ({"optimizer": {}}, {"log": []}, {"log": ["x"]}, {"log": [1]}, {"log": {}})],
-    ({"log": None}, "last.pt is not a checkpoint of this program: it lacks log")], ids=str)
+    ({"log": None}, "last.pt is not a checkpoint of this program: it lacks log; replace the run with --overwrite, "
+     "or take --output-dir run_2")], ids=str)
 def test_a_damaged_last_pt_is_refused(changes, message, finished, resume):
     last = {**read_checkpoint(finished / "last.pt"), **changes}
     save_checkpoint(finished / "last.pt", {name: last[name] for name in last if changes.get(name, "") is not None})
     assert re.search(message, resume(expect=2))
+
+
+def test_a_last_pt_that_is_no_zip_is_refused_with_the_remedy(finished, resume):
+    (finished / "last.pt").write_bytes(b"x")
+    assert resume(expect=2) == ("error: run/last.pt is not a checkpoint of this program, or is damaged (BadZipFile); replace "
+                                "the run with --overwrite, or take --output-dir run_2")
 
 
 @pytest.fixture
@@ -212,7 +253,7 @@ def bytes_of(folder):
 @pytest.mark.parametrize("lost, message", [
     ((), "run holds a trained run: continue it with --resume, replace it with --overwrite, or take --output-dir run_3"),
     (("last.pt",), "run holds a trained run: replace it with --overwrite, or take --output-dir run_3"),
-    (("vqa_checkpoint.pt",), "continue it with --resume, replace it with --overwrite")], ids=str)
+    (("vqa_checkpoint.pt",), "run holds a trained run: replace it with --overwrite, or take --output-dir run_3")], ids=str)
 def test_a_folder_that_holds_a_run_is_refused(lost, message, finished, train_flags):
     """Forgetting --resume replaced a trained checkpoint by epoch 0 at once."""
     for name in lost:
@@ -286,7 +327,7 @@ def test_a_moved_run_with_moved_data_and_encoders_goes_on(whole, run_config, sto
 
 def test_other_encoders_under_the_same_name_are_refused(resume, run_config, tmp_path):
     clip_flag, clip, gpt2_flag, gpt2 = tiny.write_encoders(tmp_path / "other", seed=1)
-    assert "clip fingerprint was " in resume(clip_flag, clip, gpt2_flag, gpt2, expect=2)
+    assert "fingerprint of --clip-model was " in resume(clip_flag, clip, gpt2_flag, gpt2, expect=2)
 
 
 def test_stage_two_goes_on_from_a_moved_stage_one_only(stage_one, train_flags, data_dir, session_cache, tmp_path):
@@ -297,4 +338,4 @@ def test_stage_two_goes_on_from_a_moved_stage_one_only(stage_one, train_flags, d
     moved = ["--checkpoint", "moved/vqa_checkpoint.pt", "--epochs", 2, "--resume"]
     assert "from epoch 2 on" in call_script(*command, *moved, cwd=tmp_path)
     call_script("train.py", *train_flags, "--seed", 7, "--output-dir", "moved", "--overwrite", cwd=tmp_path)
-    assert "other settings or data: fingerprint of stage 1 was" in call_script(*command, *moved, expect=2, cwd=tmp_path)
+    assert "other settings or data: fingerprint of --checkpoint was" in call_script(*command, *moved, expect=2, cwd=tmp_path)

@@ -10,6 +10,8 @@ import tiny
 from builder import many_entries, write_official
 from conftest import ROOT, call_script, error_line, start
 
+from common.settings import printable
+
 LATIN = "Übung"  # a folder whose name an ASCII terminal cannot show
 
 
@@ -119,6 +121,23 @@ def run_toy(error, folder, *flags, **environment):
     process = start("toy.py", *flags, cwd=folder, **environment)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors
+
+
+@pytest.mark.parametrize("text", [
+    "Is it 10:30@noon", "--image nofile:1@2x.jpg", "local-dir:/home/me@firm/enc", "C:a@b", "http://host:80/a@2x.jpg",
+    "http://[::1]:80/a@b", "file:///home/me@firm/a", "see http://host: me@firm", "base_url = http://host/a@b"])
+def test_text_with_at_signs_and_colons_is_printed_as_it_is(text):
+    """Errors named `***@2x.jpg` in place of the file."""
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("http://user:se:c@ret@host/a@b", "http://***@host/a@b"), ("'http://user@host'", "'http://***@host'"),
+    ("http://user:sec/ret@host", "http://***@host"), ("base_url = user:sec@ret@host", "base_url = ***@host"),
+    ("--image-url 'user:sec/ret@host'", "--image-url '***@host'"), ("ftp://u:p@a http://u:p@b", "ftp://***@a http://***@b"),
+    ("http://user:secret@", "http://***@")])
+def test_passwords_in_addresses_are_hidden(text, expected):
+    assert printable(text) == expected
 
 
 def test_an_unexpected_error_keeps_its_traceback(tmp_path):

@@ -44,12 +44,14 @@ def lock_output_folder(cfg):
 
 
 def check_output_folder(folder, cfg):
-    """Raise ValueError if a new run would replace one by mistake, FileNotFoundError if there is nothing to resume."""
+    """Raise ValueError if a new run would replace one by mistake, FileNotFoundError if a file to resume from is missing."""
     last, best = folder / "last.pt", folder / "vqa_checkpoint.pt"
     if cfg.resume and not last.is_file():
         raise FileNotFoundError(f"nothing to resume: {last} not found; start without --resume")
+    if cfg.resume and not best.is_file():  # a later epoch need not be better
+        raise FileNotFoundError(f"the best weights are missing: copy {best} back, or replace the run with --overwrite")
     if not cfg.resume and not cfg.overwrite and (last.exists() or best.exists()):
-        resume = "continue it with --resume, " if last.is_file() else ""
+        resume = "continue it with --resume, " if last.is_file() and best.is_file() else ""
         raise ValueError(f"{folder} holds a trained run: {resume}replace it with --overwrite, or take "
                          f"{another_folder(folder)}")
 
@@ -141,14 +143,17 @@ class Run:
 
     def resume(self):
         """Restore model, optimizer, scaler, log and samples from last.pt. Raises ValueError if the run is another one."""
-        path = self.folder / "last.pt"
-        last = read_checkpoint(path, (*KEYS, "data", "stage_one", "processes", "log", "samples", "optimizer", "scaler"))
+        path, remedy = self.folder / "last.pt", f"replace the run with --overwrite, or take {another_folder(self.folder)}"
+        try:
+            last = read_checkpoint(path, (*KEYS, "data", "stage_one", "processes", "log", "samples", "optimizer", "scaler"))
+        except ValueError as error:
+            raise ValueError(f"{error}; {remedy}") from error
         try:
             changed = differences(comparable(last), comparable(self.header))
             if changed:
                 text = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
-                raise ValueError(f"{path} is of a run with other settings or data: {text}. Set them back, or start a "
-                                 f"new run with {another_folder(self.folder)} and without --resume")
+                raise ValueError(f"{path} is of a run with other settings or data: {text}. Use the same settings and "
+                                 f"data, or start a new run with {another_folder(self.folder)} and without --resume")
             settings, epochs_before = self.header["settings"], last["settings"]["epochs"]
             load_weights(self.model, last["weights"], path)
             self.optimizer.load_state_dict(last["optimizer"])
@@ -157,14 +162,15 @@ class Run:
             self.log, self.samples = list(last["log"]), dict(last["samples"])
             self.saved = self.log[-1]["epoch"]
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}): replace the run with --overwrite, "
-                             f"or take {another_folder(self.folder)}") from error
-        print(f"resumed after epoch {self.saved}")
-        if settings["epochs"] != epochs_before:
-            print(f"epochs was {epochs_before}, is {settings['epochs']}: from epoch {self.saved + 1} on the learning rates "
-                  f"follow the schedule of {settings['epochs']} epochs")
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error!s:.100}): {remedy}") from error
         if is_finished(self.log, settings["epochs"], settings["patience"]):
-            print("this run has ended: with more --epochs or a larger --patience it goes on")
+            print(f"this run has ended after epoch {self.saved}: with more --epochs or a larger --patience it goes on")
+            self.header["settings"] = last["settings"]  # config.json keeps what the run was trained with
+        else:
+            print(f"resumed after epoch {self.saved}")
+            if settings["epochs"] != epochs_before:
+                print(f"epochs was {epochs_before}, is {settings['epochs']}: from epoch {self.saved + 1} on the learning rates "
+                      f"follow the schedule of {settings['epochs']} epochs")
         if distributed.get_rank() == 0:
             self.write_tables()
             self.draw_curves()
@@ -185,9 +191,10 @@ def comparable(content):
     Files are compared by their content, wherever they are.
     """
     settings = {name: value for name, value in content["settings"].items() if name not in FREE_ON_RESUME}
-    encoders = {f"{name} fingerprint": value for name, value in content["encoders"]["fingerprints"].items()}
-    return {**settings, **encoders, **content["model_config"], **content["trainable_blocks"], **content["data"],
-            "fingerprint of stage 1": content["stage_one"], "processes": content["processes"],
+    encoders = {f"fingerprint of --{name}-model": value for name, value in content["encoders"]["fingerprints"].items()}
+    data = {f"{name} of --data-dir": value for name, value in content["data"].items()}
+    return {**settings, **encoders, **content["model_config"], **content["trainable_blocks"], **data,
+            "fingerprint of --checkpoint": content["stage_one"], "processes": content["processes"],
             "vocabulary": hash_of(content["vocab"])}
 
 
