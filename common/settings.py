@@ -12,7 +12,7 @@ terminal.replace_closed_streams()
 terminal.watch_imports()
 # Rounds of OpenMP's busy loop, in which its threads wait for each other, before a thread gives up its core. With OpenMP's own
 # 300,000 every step waits for a thread that has no core, if other programs run (docs/machines.md). Read when torch is imported.
-SPIN_COUNT = "3000"
+SPIN_COUNT = "1000"
 if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"}:
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # without it C++ also logs the errors that it raises
