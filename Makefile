@@ -1,4 +1,4 @@
-# make demo       data, both stages, scores and a table; about four minutes on two cores after installation
+# make demo       data, both stages, scores and a table; four to seven minutes on two cores after installation
 # make demo-data  only the demo's data set
 # make test       lint and tests
 # make test-slow  slow tests: repeated kills, fuzzing, data of VQA v2's size
