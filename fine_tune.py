@@ -18,8 +18,8 @@ from common import distributed
 from common.device import Precision
 from common.files import is_same
 from features.overlap import count_trained, refuse_trained
+from features.trained_model import CheckpointConfig, load_model
 from preprocess import read_rows
-from training.checkpoint import CheckpointConfig, load_model
 from training.run_state import is_finished, lock_output_folder
 
 

@@ -20,15 +20,15 @@ from common.device import Precision
 from common.files import RUN_FILES, is_text, refuse_device, require_separate, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
+from evaluation.drawing import draw_prediction, drawn_texts
 from evaluation.fonts import report_missing_characters
-from evaluation.gallery import draw_prediction, drawn_texts
 from evaluation.generation import answer_dataset, answer_image
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
 from evaluation.results import answer_name, result_rows, write_results
 from features.overlap import count_trained, refuse_trained
+from features.trained_model import CheckpointConfig, find_local, load_model, read_checkpoint
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
-from training.checkpoint import CheckpointConfig, find_local, load_model, read_checkpoint
 
 
 @dataclass

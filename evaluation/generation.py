@@ -47,7 +47,7 @@ def answer_dataset(model, dataset, precision, batch_size=2048, beam_size=1, imag
 
 @torch.no_grad()
 def answer_image(trained, image, question, precision, beam_size=1):
-    """Answer of one question about one image file; nothing is cached. trained: from `training.checkpoint.load_model`.
+    """Answer of one question about one image file; nothing is cached. trained: from `features.trained_model.load_model`.
 
     Raises FileNotFoundError or ValueError if the image cannot be read.
     """

@@ -10,8 +10,9 @@ import torch
 from common.files import atomic_write
 from evaluation.bootstrap import expected_calibration_error
 from evaluation.charts import draw_calibration, draw_scores
+from evaluation.drawing import draw_overview, draw_prediction, drawn_texts
 from evaluation.fonts import report_missing_characters
-from evaluation.gallery import draw_overview, draw_prediction, drawn_texts, write_gallery
+from evaluation.gallery import write_gallery
 from evaluation.metrics import SCORE_COLUMNS
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",

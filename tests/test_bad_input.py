@@ -20,8 +20,9 @@ from evaluation.generation import answer_image
 from features.arrays import open_array
 from features.encoders import ImageEncoder
 from features.pixels import decode_images
+from features.trained_model import load_model, read_checkpoint
 from fine_tune import read_stage_one_log
-from training.checkpoint import load_model, read_checkpoint, save_checkpoint
+from training.checkpoint import save_checkpoint
 from training.curves import draw_curves
 from vocab import SPECIALS, Vocab
 

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from training.checkpoint import load_model, read_checkpoint, save_checkpoint
+from features.trained_model import load_model, read_checkpoint
+from training.checkpoint import save_checkpoint
 
 
 @pytest.mark.parametrize("damage, message", [

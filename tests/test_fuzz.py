@@ -20,9 +20,10 @@ import mini_vqa_v2
 from common.images import UNREADABLE, open_image
 from evaluation.comparison import join_results
 from features.arrays import new_array, open_tensor
+from features.trained_model import FORMAT, load_model, read_checkpoint
 from model import ModelConfig, VQAModel
 from preprocess import read_rows
-from training.checkpoint import FORMAT, describe_model, load_model, read_checkpoint, save_checkpoint
+from training.checkpoint import describe_model, save_checkpoint
 from vocab import Vocab
 
 CASES = 400  # for each reader
@@ -145,7 +146,7 @@ def exchange_entry(value, rng):
 
 def test_exchanged_entries_of_a_checkpoint(trained, tmp_path, monkeypatch, loaded_encoders):
     """The bytes are valid, and `load_model` builds the model from what they say."""
-    monkeypatch.setattr("training.checkpoint.load_encoders", lambda *names: loaded_encoders)
+    monkeypatch.setattr("features.trained_model.load_encoders", lambda *names: loaded_encoders)
     model, content = trained
     rng, loaded = random.Random("exchange"), 0
     for _ in range(CASES // 2):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from common.images import open_image
-from evaluation import fonts, gallery
+from evaluation import drawing, fonts, gallery
 from evaluation.metrics import METRICS, score_row
 from evaluation.results import file_name
 
@@ -77,17 +77,17 @@ def page_data(results_dir):
     ("a small thing", "big", "wrong"), ("", "a big orange flower", "wrong"), ("yes", "...", "wrong")])
 def test_partly_right_counts_content_words_and_annotators(prediction, label, expected):
     scores = score_row(prediction, label, [label, label, "a large tulip"])
-    assert gallery.grade({"prediction": prediction, "answer": label, **scores}) == expected
+    assert drawing.grade({"prediction": prediction, "answer": label, **scores}) == expected
 
 
 def test_without_a_label_there_is_no_grade():
-    assert gallery.grade({"prediction": "a cat", **UNSCORED}) is None
+    assert drawing.grade({"prediction": "a cat", **UNSCORED}) is None
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_wrap_keeps_every_character_and_the_width(text):
-    font = gallery._font(24)
-    lines = gallery.wrap(text, font, 150, 1000)
+    font = fonts.base_font(24)
+    lines = drawing.wrap(text, font, 150, 1000)
     assert all(fonts.text_width(line, font) <= 150 for line in lines)
     assert "".join(lines).replace(" ", "") == re.sub(r"[\s\x00\ud800]", "", text)
 
@@ -98,23 +98,23 @@ def one_more_font(monkeypatch):
     path = str(Path(matplotlib.get_data_path()) / "fonts/ttf/STIXGeneral.ttf")
     monkeypatch.setattr(fonts, "installed_fonts", lambda: [path])
     fonts.other_font.cache_clear()
-    others = map(chr, sorted(fonts.characters_of(path) - fonts.characters_of(gallery._font(24).path)))
+    others = map(chr, sorted(fonts.characters_of(path) - fonts.characters_of(fonts.base_font(24).path)))
     yield path, next(filter(str.isalpha, others))
     fonts.other_font.cache_clear()
 
 
 def test_characters_that_the_font_lacks_are_drawn_with_an_installed_font(one_more_font, written, tmp_path, capsys):
     """Hindi, Thai and Chinese were drawn as boxes, without a word."""
-    (path, other), font = one_more_font, gallery._font(24)
+    (path, other), font = one_more_font, fonts.base_font(24)
     text = f"a{other}{other}\u200d bش"  # a joiner and what both fonts have stay with the piece before them
     pieces = fonts.runs(text, font)
     assert [(piece_font.path, piece) for piece_font, piece in pieces] == [
         (font.path, "a"), (path, f"{other}{other}\u200d b"), (font.path, "ش")]
     assert fonts.text_width(text, font) == sum(piece_font.getlength(piece) for piece_font, piece in pieces) > 50
     row = make_row(tmp_path, prediction=text, question="कि 书")
-    gallery.draw_prediction(row, tmp_path / "7.png")
+    drawing.draw_prediction(row, tmp_path / "7.png")
     assert {"a", f"{other}{other}\u200d b", "ش", "कि 书"} <= set(written)
-    fonts.report_missing_characters(gallery.drawn_texts([row, row]))
+    fonts.report_missing_characters(drawing.drawn_texts([row, row]))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and "no installed font has कि书: " in lines[0] and "apt-get install fonts-noto-core" in lines[0]
 
@@ -125,8 +125,8 @@ def test_nothing_is_said_about_characters_that_can_be_drawn(capsys):
 
 
 def test_wrap_marks_truncated_text():
-    font = gallery._font(24)
-    lines = gallery.wrap("one two three four five six seven eight nine ten", font, 150, 2)
+    font = fonts.base_font(24)
+    lines = drawing.wrap("one two three four five six seven eight nine ten", font, 150, 2)
     assert len(lines) == 2 and lines[-1].endswith("…") and font.getlength(lines[-1]) <= 150
 
 
@@ -143,16 +143,16 @@ def written(monkeypatch):
 @pytest.mark.parametrize("number, mark", [(0, "✓ right"), (1, "≈ partly right"), (2, "✗ wrong")])
 def test_a_grade_is_shown_by_mark_word_and_colour(tmp_path, written, number, mark):
     row = make_row(tmp_path, number, confidence=0.417)
-    gallery.draw_prediction(row, tmp_path / "7.png")
+    drawing.draw_prediction(row, tmp_path / "7.png")
     assert {row["question"], row["prediction"], mark, "confidence 0.42", "10 annotators", "7", "white and black",
             "3"} <= set(written)
     with Image.open(tmp_path / "7.png") as image:
         colours = {colour for _, colour in image.getcolors(1 << 24)}
-    assert tuple(bytes.fromhex(gallery.GRADES[gallery.grade(row)][2][1:])) in colours
+    assert tuple(bytes.fromhex(drawing.GRADES[drawing.grade(row)][2][1:])) in colours
 
 
 def test_a_prediction_without_label_has_no_mark(tmp_path, written):
-    gallery.draw_prediction(make_row(tmp_path, prediction="", **UNSCORED), tmp_path / "7.png")
+    drawing.draw_prediction(make_row(tmp_path, prediction="", **UNSCORED), tmp_path / "7.png")
     assert {"No annotations", "(no words)"} <= set(written)
     assert not [text for text in written if text[:1] in "✓≈✗"]
 
@@ -162,15 +162,15 @@ def test_images_of_odd_shapes_and_odd_texts_in_every_output(size, tmp_path):
     Image.new("RGB", size, "red").save(tmp_path / "odd.png")
     rows = [make_row(tmp_path, image_path="odd.png", image_file=tmp_path / "odd.png", question=text * 30, prediction=text)
             for text in ODD_TEXTS]
-    gallery.draw_overview(rows, tmp_path / "overview.png", columns=3)
+    drawing.draw_overview(rows, tmp_path / "overview.png", columns=3)
     gallery.write_gallery(rows, None, tmp_path / "results")
     with Image.open(tmp_path / "results" / page_data(tmp_path / "results")["rows"][0]["thumbnail"]) as thumbnail:
         assert max(thumbnail.size) == gallery.THUMBNAIL_SIZE
         assert (thumbnail.width > thumbnail.height) == (size[0] > size[1])
     for row in rows:
-        gallery.draw_prediction(row, tmp_path / "one.png")
+        drawing.draw_prediction(row, tmp_path / "one.png")
         with Image.open(tmp_path / "one.png") as image:
-            assert image.width == gallery.IMAGE_WIDTH and 250 < image.height < 2000
+            assert image.width == drawing.IMAGE_WIDTH and 250 < image.height < 2000
 
 
 @pytest.mark.parametrize("mode, colour, expected", [("I;16", 30000, 30000 / 257), ("RGBA", (0, 0, 0, 0), 255)])
@@ -181,9 +181,9 @@ def test_sixteen_bits_are_not_saturated_and_transparent_becomes_white(mode, colo
 
 @pytest.mark.parametrize("columns, expected", [(2, 2), (4, 4), (9, 5)])
 def test_overview_of_five_rows_has_at_most_five_columns(columns, expected, tmp_path):
-    gallery.draw_overview(make_rows(tmp_path, 5), tmp_path / "overview.png", columns)
+    drawing.draw_overview(make_rows(tmp_path, 5), tmp_path / "overview.png", columns)
     with Image.open(tmp_path / "overview.png") as image:
-        assert (image.width - gallery.CELL_GAP) / (gallery.CELL_WIDTH + gallery.CELL_GAP) == expected
+        assert (image.width - drawing.CELL_GAP) / (drawing.CELL_WIDTH + drawing.CELL_GAP) == expected
 
 
 def test_an_unreadable_image_is_named_and_the_old_page_stays(tmp_path):
@@ -229,7 +229,7 @@ def test_page_holds_every_row_and_one_thumbnail_per_image(tmp_path):
     assert "SHA256" not in page and "PAGE_DATA" not in page
     data = page_data(results)
     assert [shown["question"] for shown in data["rows"]] == [row["question"] for row in rows]
-    assert [shown["grade"] for shown in data["rows"]] == [gallery.grade(row) for row in rows]
+    assert [shown["grade"] for shown in data["rows"]] == [drawing.grade(row) for row in rows]
     assert data["rows"][0]["answers"] == [["black and white", 7], ["white and black", 3]]
     assert data["verdict"] == "The model beats the strongest floor (most frequent) by 30.0."
     assert [line[:2] for line in data["types"]] == [

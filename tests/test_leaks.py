@@ -10,8 +10,8 @@ from conftest import call_script
 
 from common.device import Precision
 from features.overlap import report_leaks
+from features.trained_model import read_checkpoint
 from preprocess import build_datasets, read_rows, split_of
-from training.checkpoint import read_checkpoint
 from vocab import Vocab
 
 NEXT_SPLIT = {"train": "test", "test": "val", "val": "train"}

@@ -6,7 +6,7 @@ import tiny
 from conftest import ROOT, call_script, call_scripts
 from test_imports import FOLDERS
 
-from training.checkpoint import read_checkpoint
+from features.trained_model import read_checkpoint
 
 MINE = '''
 class MyFusion(nn.Module):

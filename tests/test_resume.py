@@ -17,8 +17,9 @@ from PIL import Image
 import train
 import training.step
 from common.device import Precision
+from features.trained_model import read_checkpoint
 from training import run_state
-from training.checkpoint import read_checkpoint, save_checkpoint
+from training.checkpoint import save_checkpoint
 from training.optimizer import schedule
 
 TABLES = ("train_log.csv", "samples.csv", "config.json", "loss_plot.png")

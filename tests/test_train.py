@@ -11,9 +11,9 @@ import train
 import training.step
 from common.device import Precision
 from evaluation.generation import answer_dataset
+from features.trained_model import load_model, read_checkpoint
 from preprocess import build_datasets, read_rows
 from training import run_state
-from training.checkpoint import load_model, read_checkpoint
 from training.optimizer import make_optimizer, schedule
 from training.step import answer_loss, evaluate
 from vocab import END, PAD, START, Vocab

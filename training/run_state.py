@@ -11,7 +11,8 @@ import pandas as pd
 from common import distributed
 from common.files import atomic_write, file_lock, remove_temporaries, write_json
 from features.arrays import hash_of
-from training.checkpoint import KEYS, differences, load_weights, read_checkpoint, save_checkpoint
+from features.trained_model import KEYS, differences, load_weights, read_checkpoint
+from training.checkpoint import save_checkpoint
 
 # settings that may differ when a run is resumed; files are compared by their content
 FREE_ON_RESUME = ("resume", "overwrite", "epochs", "patience", "workers", "device", "cache_dir", "output_dir", "data_dir",
