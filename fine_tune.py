@@ -60,6 +60,7 @@ def load_stage_one(cfg):
     """Stage 1's TrainedModel; prints what is taken from it. Raises ValueError for a fine-tuned checkpoint."""
     path, stage_one = cfg.checkpoint, load_model(cfg.checkpoint, cfg)
     checkpoint = stage_one.checkpoint
+    stage_one.encoders.print_sizes()
     if any(checkpoint["trainable_blocks"].values()):
         raise ValueError(f"{path} is a fine-tuned checkpoint; stage 2 starts from stage 1's, such as {Config.checkpoint}")
     taken = {**stage_one.encoders.names, **checkpoint["model_config"], "vocabulary": f"{len(checkpoint['vocab'])} words"}

@@ -426,13 +426,21 @@ class VQAModel(nn.Module):
         """Answers word by word: ids (B, A) that end in <end> and <pad>, confidence (B,) in 0..1, mean gate (B,).
 
         A = answer_max_len. Confidence is the probability of the whole answer: the product over its words and <end>.
-        Beams are ranked by the mean log probability. The gate is NaN for a fusion without a gate.
+        The gate is NaN for a fusion without a gate.
         """
         context, gate = self.encode(batch)
+        answer_ids, confidences = self.search(context, beam_size)
+        return answer_ids[:, 0], confidences[:, 0], gate.float().mean(-1)
+
+    def search(self, context, beam_size=1):
+        """context (B, H) -> the best K answers: ids (B, K, A) and confidence (B, K), 0 if fewer exist.
+
+        K = beam_size; 1 is greedy search. Beams are ranked by the mean log probability.
+        """
+        length = self.config.answer_max_len
         if beam_size == 1:
-            answer_ids, score = self.decoder.greedy_search(context, self.config.answer_max_len)
+            answer_ids, scores = (found.unsqueeze(1) for found in self.decoder.greedy_search(context, length))
         else:
-            beams, scores = self.decoder.beam_search(context, self.config.answer_max_len, beam_size)
-            answer_ids, score = beams[:, 0], scores[:, 0]
-        num_words = (answer_ids != PAD).sum(-1)
-        return answer_ids, (score * num_words).exp(), gate.float().mean(-1)
+            answer_ids, scores = self.decoder.beam_search(context, length, beam_size)
+        num_words = (answer_ids != PAD).sum(-1).clamp(min=1)  # none if fewer than K answers exist
+        return answer_ids, (scores * num_words).exp()

@@ -22,7 +22,7 @@ from evaluation.baselines import blind_floors, cross_validated_floors, vocabular
 from evaluation.comparison import print_comparison
 from evaluation.drawing import draw_prediction, drawn_texts
 from evaluation.fonts import report_missing_characters
-from evaluation.generation import answer_dataset, answer_image
+from evaluation.generation import answer_dataset, load
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
 from evaluation.results import answer_name, result_rows, write_results
@@ -144,6 +144,7 @@ def output_files(cfg):
 def load_tested(cfg):
     """The TrainedModel of --checkpoint. Raises ValueError if an output would replace a file of its encoders."""
     trained = load_model(cfg.checkpoint, cfg)
+    trained.encoders.print_sizes()
     local = {f"--{name.replace('_', '-')}": Path(find_local(value, cfg.checkpoint).removeprefix("local-dir:"))
              for name, value in trained.encoders.names.items() if value}
     require_separate(output_files(cfg), {}, {flag: [path, *path.glob("*")] for flag, path in local.items()})
@@ -250,9 +251,7 @@ def answer_csv(cfg):
 
 def answer_one(cfg):
     """Answer one question about one image; print the answer and draw it under the image."""
-    precision, trained = Precision(cfg.device), load_model(cfg.checkpoint, cfg)
-    trained.model.to(precision.device)
-    answer = answer_image(trained, cfg.image, cfg.question, precision, cfg.beam_size)
+    answer = load(cfg.checkpoint, cfg.device, cfg)(cfg.image, cfg.question, cfg.beam_size)
     row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
     target = Path(cfg.results_dir) / answer_name(cfg.image, cfg.question)
     report_missing_characters(drawn_texts([row]))

@@ -259,6 +259,7 @@ def main(cfg):
         if cfg.answer_max_len == ModelConfig.answer_max_len:
             cfg = dataclasses.replace(cfg, answer_max_len=default_answer_length(vocab, answers))
         encoders = load_encoders(cfg.clip_model, cfg.clip_pretrained, cfg.gpt2_model)
+        encoders.print_sizes()
         torch.manual_seed(cfg.seed)
         model_config = ModelConfig(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(ModelConfig)})
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(vocab), model_config)

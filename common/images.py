@@ -61,15 +61,16 @@ BUDGET_OF_THREADS = Budget()
 def open_image(path, use=None, budget=BUDGET_OF_THREADS):
     """The first frame of an image file as an upright RGB Pillow image, decoded completely; or what `use(image)` returns.
 
-    What is transparent becomes white. The image counts in `budget` until `use` returns.
-    Raises one of UNREADABLE if the file is no image, is truncated, or has more than MAX_PIXELS pixels.
+    `path` may be a Pillow image too, which stays open. What is transparent becomes white. The image counts in `budget`
+    until `use` returns. Raises one of UNREADABLE if the file is no image, is truncated, or has more than MAX_PIXELS pixels.
     """
-    image = identify(path)
+    image = path if isinstance(path, Image.Image) else identify(path)
     if image.width * image.height > MAX_PIXELS:
-        image.close()
+        if image is not path:
+            image.close()
         raise ValueError(f"{image.width} x {image.height} pixels are too many, at most {MAX_PIXELS:,} are decoded")
     with budget.hold(image.width * image.height):
-        with image:
+        with contextlib.nullcontext() if image is path else image:
             scale_transparent_value(image)
             image.load()
             transpose, limits = UPRIGHT.get(orientation(image)), limits_of_values(image)

@@ -1,15 +1,27 @@
-"""From a trained model to answers: of a whole dataset, or of one question about one image file."""
+"""From a trained model to answers: of a whole dataset, or of questions about single images.
+
+From Python:
+    answerer = evaluation.generation.load("output/fine_tuning/vqa_checkpoint.pt")
+    answer = answerer("photo.jpg", "What is on the table?")
+"""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from tqdm import tqdm
 
-from common.device import compute_in_slices, slices_of
+from common.device import Precision, compute_in_slices, slices_of
 from common.images import UNREADABLE
 from features.pixels import decode_image, similar_path
 from features.store import tokenize_questions
+from features.trained_model import load_model
+from vocab import GLUE, PAD, START
+
+BATCH = 16  # images that an Answerer takes at once
+NUM_BEAMS = 5  # of the search for the alternatives to an answer
 
 
 @dataclass
@@ -17,6 +29,9 @@ class Answer:
     text: str
     confidence: float   # probability of the whole answer, 0 to 1: the product over its words and its end
     gate: float | None  # mean weight of the image in the mix of the fusion, 0 to 1; None without a gate
+    # of an Answerer only, empty in the answers of a whole dataset
+    word_probabilities: list = field(default_factory=list)  # [(word, probability), ..., ("<end>", probability)]
+    alternatives: list = field(default_factory=list)  # [(text, confidence), ...]: the beam's other answers, best first
 
 
 def make_answers(vocab, answer_ids, confidences, gates):
@@ -45,26 +60,88 @@ def answer_dataset(model, dataset, precision, batch_size=2048, beam_size=1, imag
     return make_answers(dataset.vocab, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-@torch.no_grad()
-def answer_image(trained, image, question, precision, beam_size=1):
-    """Answer of one question about one image file; nothing is cached. trained: from `features.trained_model.load_model`.
+def load(checkpoint, device="auto", cfg=None):
+    """The Answerer of a checkpoint file. Raises FileNotFoundError or ValueError of one line.
 
-    Raises FileNotFoundError or ValueError if the image cannot be read.
+    `cfg`: a `features.trained_model.CheckpointConfig` with other names of the encoders, if they have moved.
     """
-    model, encoders = trained.model, trained.encoders
-    try:
-        pixels = torch.tensor(decode_image(image, encoders.image.resize)).unsqueeze(0)  # (1, 3, S, S)
-    except FileNotFoundError as error:
-        similar = similar_path(Path(), str(image))
-        raise FileNotFoundError(f"--image {image}: no such file{f'; {similar} exists' if similar else ''}") from error
-    except UNREADABLE as error:
-        raise ValueError(f"--image {image} cannot be read as an image: {error}") from error
-    input_ids, _ = tokenize_questions(encoders.question.tokenizer, [question], model.config.question_max_len)
-    input_ids, row = input_ids.to(precision.device), torch.zeros(1, dtype=torch.long, device=precision.device)
-    mask = torch.ones_like(input_ids, dtype=torch.bool)
-    with precision.autocast():
-        image_states = model.encode_image_frozen(encoders.image.normalize(pixels.to(precision.device)))
-        question_states = model.encode_question_frozen(input_ids, mask)
-        batch = {"image_states": image_states, "image_row": row, "question_states": question_states, "question_row": row,
-                 "attention_mask": mask}
-        return make_answers(trained.vocab, *model.generate(batch, beam_size))[0]
+    return Answerer(load_model(checkpoint, cfg), Precision(device))
+
+
+class Answerer:
+    """Answers questions about images, always in eval mode. `trained`: a TrainedModel, which moves to the device."""
+
+    def __init__(self, trained, precision):
+        self.trained, self.precision = trained, precision
+        trained.model.to(precision.device)
+
+    def __call__(self, image, question, beam_size=1):
+        """The Answer to `question` about `image`, with its word probabilities and alternatives. Nothing is cached.
+
+        image: a path or a Pillow image. A list of them gives a list of Answers; then `question` is one text for all, or a
+        list as long. beam_size: as in test.py. Raises FileNotFoundError or ValueError of one line.
+        """
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        questions = [question] * len(images) if isinstance(question, str) else list(question)
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions: give one question, or one for each image")
+        if not all(text.strip() for text in questions):
+            raise ValueError("a question is empty")
+        self.trained.model.eval()
+        answers = []
+        for rows in slices_of(len(images), BATCH):
+            pixels = self.decode(images[rows])
+            with self.precision.autocast():
+                answers += self.answer_batch(self.encode(pixels, questions[rows]), beam_size)
+        return answers if isinstance(image, list | tuple) else answers[0]
+
+    def decode(self, images):
+        """Paths or Pillow images -> what the model sees of them: uint8 pixels (N, 3, S, S) on the CPU."""
+        pixels = []
+        for image in images:
+            if not isinstance(image, str | Path | Image.Image):
+                raise ValueError(f"an image is a {type(image).__name__}: give a path or a Pillow image (Image.fromarray)")
+            try:
+                pixels.append(torch.tensor(decode_image(image, self.trained.encoders.image.resize)))
+            except FileNotFoundError as error:
+                similar = similar_path(Path(), str(image))
+                raise FileNotFoundError(f"image {image}: no such file{f'; {similar} exists' if similar else ''}") from error
+            except UNREADABLE as error:
+                raise ValueError(f"image {image} cannot be read as an image: {error}") from error
+        return torch.stack(pixels)
+
+    @torch.no_grad()
+    def encode(self, pixels, questions):
+        """The batch of states for `model.encode`: pixels (N, 3, S, S) of `decode` and a list of N texts.
+
+        Either may have one element, which is then computed once and stands for all rows. Call it under autocast.
+        """
+        model, encoders, device = self.trained.model, self.trained.encoders, self.precision.device
+        input_ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, model.config.question_max_len,
+                                                verbose=False)
+        mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).to(device)                 # (N, Q)
+        row = torch.arange(max(len(pixels), len(questions)), device=device)
+        return {"image_states": model.encode_image_frozen(encoders.image.normalize(pixels.to(device))),
+                "image_row": row % len(pixels), "attention_mask": mask, "question_row": row % len(questions),
+                "question_states": model.encode_question_frozen(input_ids.to(device), mask)}
+
+    @torch.no_grad()
+    def answer_batch(self, batch, beam_size):
+        """[Answer] of a batch of states, complete."""
+        model, vocab = self.trained.model, self.trained.vocab
+        context, gate = model.encode(batch)
+        found_ids, found_confidences = model.search(context, beam_size)                             # (B, K, A), (B, K)
+        answer_ids = found_ids[:, 0]
+        answers = make_answers(vocab, answer_ids, found_confidences[:, 0], gate.float().mean(-1))
+        previous = F.pad(answer_ids[:, :-1], (1, 0), value=START)
+        log_probs = model.decoder(context, previous)[0].log_softmax(-1)                             # (B, A, V)
+        probabilities = log_probs.gather(-1, answer_ids.unsqueeze(-1)).squeeze(-1).exp()            # (B, A)
+        beams, beam_confidences = model.search(context, max(beam_size, NUM_BEAMS))
+        columns = (answer_ids.tolist(), probabilities.tolist(), beams.tolist(), beam_confidences.tolist())
+        for answer, ids, word_probabilities, others, confidences in zip(answers, *columns, strict=True):
+            answer.word_probabilities = [(vocab.words[word].removeprefix(GLUE), probability)
+                                         for word, probability in zip(ids, word_probabilities, strict=True) if word != PAD]
+            others = [(vocab.decode(other), confidence) for other, confidence in zip(others, confidences, strict=True)
+                      if confidence > 0 and other != ids]
+            answer.alternatives = sorted(others, key=lambda other: -other[1])
+        return answers

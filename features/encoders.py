@@ -65,17 +65,18 @@ class Encoders:
         """The names and fingerprints that a checkpoint stores."""
         return {**self.names, "fingerprints": {"clip": self.image.fingerprint, "gpt2": self.question.fingerprint}}
 
+    def print_sizes(self):
+        visual, gpt2 = self.image.visual, self.question.gpt2
+        for name, module, blocks in ((self.names["clip_model"], visual, visual.transformer.resblocks),
+                                     (self.names["gpt2_model"], gpt2, gpt2.h)):
+            millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+            print(f"{name}: {millions:.1f} M parameters, {len(blocks)} blocks")
+
 
 def load_encoders(clip_model, clip_pretrained, gpt2_model):
-    """Both encoders by name or folder; prints their sizes. Raises ValueError or FileNotFoundError of one line."""
+    """Both encoders by name or folder. Raises ValueError or FileNotFoundError of one line."""
     names = {"clip_model": clip_model, "clip_pretrained": clip_pretrained, "gpt2_model": gpt2_model}
-    encoders = Encoders(load_image_encoder(clip_model, clip_pretrained), load_question_encoder(gpt2_model), names)
-    for name, module, blocks in (
-            (clip_model, encoders.image.visual, encoders.image.visual.transformer.resblocks),
-            (gpt2_model, encoders.question.gpt2, encoders.question.gpt2.h)):
-        millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
-        print(f"{name}: {millions:.1f} M parameters, {len(blocks)} blocks")
-    return encoders
+    return Encoders(load_image_encoder(clip_model, clip_pretrained), load_question_encoder(gpt2_model), names)
 
 
 def load_image_encoder(clip_model, clip_pretrained):

@@ -133,7 +133,10 @@ class ImageFiles(Dataset):
 
 
 def decode_image(path, resize, budget=BUDGET_OF_THREADS):
-    """An image file as uint8 pixels (3, S, S). `resize` is CLIP's transform up to the pixels. Raises one of UNREADABLE."""
+    """An image file, or a Pillow image, as uint8 pixels (3, S, S). Raises one of UNREADABLE.
+
+    `resize` is CLIP's transform up to the pixels.
+    """
     return open_image(path, lambda image: np.asarray(resize(image)).transpose(2, 0, 1), budget)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from common.device import Precision
 from common.files import atomic_write
 from common.images import open_image
-from evaluation.generation import answer_image
+from evaluation.generation import Answerer
 from features.arrays import open_array
 from features.encoders import ImageEncoder
 from features.pixels import decode_images
@@ -68,9 +68,9 @@ ODD = {  # name: (file name, function that saves the image in an odd form)
 
 
 def ask(image, encoders, model):
-    """Ask one question about one image file."""
+    """Ask one question about one image."""
     trained = SimpleNamespace(model=model, encoders=encoders, vocab=Vocab([*SPECIALS, "red", "blue"]))
-    return answer_image(trained, image, "What is above?", Precision("cpu"))
+    return Answerer(trained, Precision("cpu"))(image, "What is above?")
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -82,8 +82,12 @@ def test_odd_images_look_the_same_in_training_answering_and_the_gallery(name, en
     assert is_red_above_blue(open_image(tmp_path / file_name)), "the gallery"
     seen, true_normalize = [], ImageEncoder.normalize
     monkeypatch.setattr(ImageEncoder, "normalize", lambda self, pixels: seen.append(pixels) or true_normalize(self, pixels))
-    ask(tmp_path / file_name, encoders, make_model(vocab_size=6))
+    model = make_model(vocab_size=6)
+    answer = ask(tmp_path / file_name, encoders, model)
     assert is_red_above_blue(seen[0][0]), "answering"
+    image = Image.open(tmp_path / file_name)
+    assert [ask(image, encoders, model) for _ in range(2)] == [answer, answer]
+    assert all((pixels == seen[0]).all() for pixels in seen), "as a Pillow image"
 
 
 @pytest.mark.parametrize("entry", [(0x11a, 2, b"ab\0\0"), (0x10f, 11, b"ab\0\0"), (0x14a, 1, b"ab\0\0")],

@@ -56,6 +56,7 @@ import torch, torch.nn.functional as F
 from features.encoders import load_encoders
 from model import ModelConfig, VQAModel
 encoders = load_encoders("ViT-B-32-quickgelu", "openai", "distilgpt2")
+encoders.print_sizes()
 visual, gpt2 = encoders.image.visual, encoders.question.gpt2
 print(sum(p.numel() for p in visual.parameters()), len(visual.transformer.resblocks), len(gpt2.h))
 print(type(visual.transformer.resblocks[0].mlp.gelu).__name__, visual.training, gpt2.training)

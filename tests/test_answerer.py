@@ -1,0 +1,92 @@
+"""From Python: `evaluation.generation.load` answers the same as test.py, whatever form image and question come in."""
+import math
+
+import pytest
+import tiny
+from conftest import call_script
+from PIL import Image
+
+from common.device import Precision
+from evaluation.generation import Answerer, load
+from features.trained_model import TrainedModel
+from preprocess import read_rows
+from vocab import Vocab
+
+QUESTION = "What do you see in the image?"
+
+
+@pytest.fixture
+def answerer(stage_one):
+    return load(stage_one / "vqa_checkpoint.pt")
+
+
+def check_close(answers, expected):
+    """The texts are equal, and the numbers up to the rounding of another batch."""
+    assert [answer.text for answer in answers] == [answer.text for answer in expected]
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.confidence, answer.gate) == pytest.approx((other.confidence, other.gate), rel=1e-4)
+        for name in ("word_probabilities", "alternatives"):
+            (texts, values), (other_texts, other_values) = (zip(*getattr(one, name), strict=True) for one in (answer, other))
+            assert texts == other_texts and values == pytest.approx(other_values, rel=1e-4)
+
+
+def test_the_same_question_gets_the_same_answer_again(answerer, data_dir, capsys):
+    """The model is in eval mode, also after somebody has trained it. Nothing is printed."""
+    answers = []
+    for _ in range(4):
+        answers.append(answerer(data_dir / "images/0000.png", QUESTION))
+        answerer.trained.model.train()
+    assert answers == answers[:1] * 4 and capsys.readouterr().out == ""
+
+
+def test_paths_images_and_lists_get_the_same_answers(answerer, data_dir):
+    paths = [data_dir / f"images/{number:04d}.png" for number in range(20)]  # more than one batch
+    questions = [tiny.QUESTIONS[number % 3] for number in range(20)]
+    expected = [answerer(path, question) for path, question in zip(paths, questions, strict=True)]
+    assert [answerer(Image.open(path), question) for path, question in zip(paths, questions, strict=True)] == expected
+    images = [str(path) if number % 2 else Image.open(path) for number, path in enumerate(paths)]
+    check_close(answerer(images, questions), expected)
+    check_close(answerer(images[:2], questions[0]), [answerer(path, questions[0]) for path in paths[:2]])
+    assert answerer([], QUESTION) == []
+
+
+def test_the_answers_are_those_of_test_py(answerer, stage_one, data_dir, tmp_path):
+    call_script("test.py", "--checkpoint", stage_one / "vqa_checkpoint.pt", "--data-dir", data_dir, "--cache-dir",
+                tmp_path / "cache", "--question-only-checkpoint", "None", cwd=tmp_path)
+    rows = tiny.read_csv(tmp_path / "output/vqa_test_results.csv")
+    answers = answerer([data_dir / row["image_path"] for row in rows], [row["question"] for row in rows])
+    assert [answer.text for answer in answers] == [row["prediction"] for row in rows]
+    assert [answer.confidence for answer in answers] == pytest.approx([float(row["confidence"]) for row in rows], abs=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("config", [
+    {}, {"decoder": "classifier"}, {"fusion": "concat"}, {"inputs": "question"}, {"inputs": "image"},
+    {"clip_layers": 2, "gpt2_layers": 1}, {"image_pooling": "attention", "clip_layers": 1},
+], ids=str)
+def test_word_probabilities_and_alternatives(config, beam_size, encoders, make_model, data_dir):
+    vocab = Vocab.build(read_rows(data_dir)["answer"], whole_answers=config.get("decoder") == "classifier")
+    model = make_model(len(vocab), answer_max_len=8, **config)
+    for parameter in model.decoder.output.parameters():
+        parameter.data *= 8  # clear preferences
+    answerer = Answerer(TrainedModel(model, encoders, vocab, {}), Precision("cpu"))
+    for answer in answerer([data_dir / f"images/{number:04d}.png" for number in range(3)], QUESTION, beam_size):
+        words, probabilities = zip(*answer.word_probabilities, strict=True)
+        assert " ".join(words) == f"{answer.text} <end>" and math.prod(probabilities) == pytest.approx(answer.confidence)
+        texts, confidences = zip(*answer.alternatives, strict=True)
+        assert answer.text not in texts and len(set(texts)) == len(texts) >= 4
+        assert all(0 < confidence < 1 for confidence in confidences) and list(confidences) == sorted(confidences)[::-1]
+        assert (answer.gate is None) == (config == {"fusion": "concat"})
+
+
+@pytest.mark.parametrize("images, questions, message", [
+    (["images/0000.png", "images/none.png"], QUESTION, "image images/none.png: no such file"),
+    (["images/0000.png", "metadata.csv"], QUESTION, "image metadata.csv cannot be read as an image"),
+    (["images/0000.png", 3], QUESTION, "an image is a int: give a path or a Pillow image"),
+    (["images/0000.png"], [QUESTION] * 2, "1 images and 2 questions"),
+    ("images/0000.png", " ", "a question is empty"),
+])
+def test_a_mistake_is_named(images, questions, message, answerer, data_dir, monkeypatch):
+    monkeypatch.chdir(data_dir)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        answerer(images, questions)
