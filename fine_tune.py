@@ -26,7 +26,7 @@ from training.run_state import is_finished, lock_output_folder
 @dataclass
 class Config(CheckpointConfig, train.LoopConfig):
     checkpoint: str = "output/feature_extraction/vqa_checkpoint.pt"
-    """stage 1's best checkpoint"""
+    """stage 1's best checkpoint; hf:USER/REPO is the vqa_checkpoint.pt of a hub repository"""
     output_dir: str = "output/fine_tuning"
     """where checkpoints, log and curves go"""
     clip_layers: int = 4
@@ -98,7 +98,7 @@ def main(cfg):
     stage_one = load_stage_one(cfg)
     encoder_names = stage_one.encoders.names
     train.check_output_dir(cfg, encoder_names["clip_model"], encoder_names["gpt2_model"])
-    earlier_stages = read_stage_one_log(stage_one.checkpoint, Path(cfg.checkpoint).parent)
+    earlier_stages = read_stage_one_log(stage_one.checkpoint, stage_one.path.parent)
     model, encoders, vocab = stage_one.model, stage_one.encoders, stage_one.vocab
     with lock_output_folder(cfg):
         rows = read_rows(cfg.data_dir, allow_outside=cfg.allow_outside)

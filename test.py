@@ -34,7 +34,8 @@ from preprocess import build_datasets, data_folder, data_paths, is_csv, read_hel
 @dataclass
 class Config(CheckpointConfig):
     checkpoint: str = "output/fine_tuning/vqa_checkpoint.pt"
-    """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's"""
+    """the model; output/feature_extraction/vqa_checkpoint.pt is stage 1's; hf:USER/REPO is the vqa_checkpoint.pt of a hub
+    repository"""
     data_dir: str = "mini_vqa_v2"
     """folder with metadata.csv and images, or a CSV with the columns image_path, question, answer"""
     allow_outside: bool = False
@@ -145,7 +146,7 @@ def load_tested(cfg):
     """The TrainedModel of --checkpoint. Raises ValueError if an output would replace a file of its encoders."""
     trained = load_model(cfg.checkpoint, cfg)
     trained.encoders.print_sizes()
-    local = {f"--{name.replace('_', '-')}": Path(find_local(value, cfg.checkpoint).removeprefix("local-dir:"))
+    local = {f"--{name.replace('_', '-')}": Path(find_local(value, trained.path).removeprefix("local-dir:"))
              for name, value in trained.encoders.names.items() if value}
     require_separate(output_files(cfg), {}, {flag: [path, *path.glob("*")] for flag, path in local.items()})
     return trained

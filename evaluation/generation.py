@@ -61,7 +61,7 @@ def answer_dataset(model, dataset, precision, batch_size=2048, beam_size=1, imag
 
 
 def load(checkpoint, device="auto", cfg=None):
-    """The Answerer of a checkpoint file. Raises FileNotFoundError or ValueError of one line.
+    """The Answerer of a checkpoint, a path or hf:USER/REPO. Raises FileNotFoundError or ValueError of one line.
 
     `cfg`: a `features.trained_model.CheckpointConfig` with other names of the encoders, if they have moved.
     """

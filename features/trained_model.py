@@ -5,12 +5,14 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from common.files import refuse_device
-from features.encoders import Encoders, load_encoders
+from features.encoders import Encoders, from_cache_or_hub, load_encoders
 from model import ModelConfig, VQAModel
 from vocab import Vocab
 
@@ -44,6 +46,19 @@ class TrainedModel:
     encoders: Encoders
     vocab: Vocab
     checkpoint: dict
+    path: Path | None = None  # of the checkpoint file
+
+
+def find_checkpoint(checkpoint):
+    """The Path of the file that --checkpoint names: a local file, or hf:USER/REPO, hf:USER/REPO@REVISION of the hub.
+
+    Of a hub repository vqa_checkpoint.pt is downloaded. Raises FileNotFoundError if the hub cannot be reached, or lacks it.
+    """
+    if not str(checkpoint).startswith("hf:"):
+        return Path(checkpoint)
+    repository, _, revision = str(checkpoint).removeprefix("hf:").partition("@")
+    download = partial(hf_hub_download, repository, "vqa_checkpoint.pt", revision=revision or None)
+    return Path(from_cache_or_hub(download, checkpoint, "--checkpoint FOLDER/vqa_checkpoint.pt"))
 
 
 def read_checkpoint(path, keys=KEYS):
@@ -72,11 +87,12 @@ def read_checkpoint(path, keys=KEYS):
     return content
 
 
-def load_model(path, cfg=None):
-    """The TrainedModel of a checkpoint file. Raises FileNotFoundError or ValueError of one line.
+def load_model(checkpoint, cfg=None):
+    """The TrainedModel of a checkpoint: a path or hf:USER/REPO. Raises FileNotFoundError or ValueError of one line.
 
     `cfg`: a CheckpointConfig. Its names that are not None replace the names in the checkpoint.
     """
+    path = find_checkpoint(checkpoint)
     checkpoint = read_checkpoint(path)
     try:
         config, stored = ModelConfig(**checkpoint["model_config"]), checkpoint["encoders"]
@@ -94,7 +110,7 @@ def load_model(path, cfg=None):
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} was written by another version of this program, or is damaged ({error!s:.150}): "
                          "train again") from error
-    return TrainedModel(model.eval(), encoders, vocab, checkpoint)
+    return TrainedModel(model.eval(), encoders, vocab, checkpoint, path)
 
 
 def find_local(name, checkpoint_path):

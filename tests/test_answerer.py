@@ -3,12 +3,13 @@ import math
 
 import pytest
 import tiny
-from conftest import call_script
+import torch
+from conftest import ROOT, call_script
 from PIL import Image
 
 from common.device import Precision
 from evaluation.generation import Answerer, load
-from features.trained_model import TrainedModel
+from features.trained_model import TrainedModel, read_checkpoint
 from preprocess import read_rows
 from vocab import Vocab
 
@@ -90,3 +91,15 @@ def test_a_mistake_is_named(images, questions, message, answerer, data_dir, monk
     monkeypatch.chdir(data_dir)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         answerer(images, questions)
+
+
+# ---- the trained model that comes with the repository, made by demo/shrink_checkpoint.py
+
+def test_the_committed_checkpoint_fits_the_committed_encoders_and_knows_the_example():
+    path = ROOT / "demo/vqa_checkpoint.pt"
+    weights = read_checkpoint(path)["weights"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16} and path.stat().st_size < 6e6
+    answerer = load(path)  # refuses encoders with other fingerprints
+    assert {parameter.dtype for parameter in answerer.trained.model.parameters()} == {torch.float32}
+    sky, dog = answerer([ROOT / "demo/example.jpg"] * 2, ["What is up in the sky?", "What is the dog doing?"])
+    assert sky.text == "a small yellow bird" and sky.confidence > 0.5 and dog.text.startswith("sleeping")

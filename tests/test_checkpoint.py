@@ -1,8 +1,11 @@
 """Checkpoint files that are damaged, foreign, dangerous, or do not fit the model are refused in one line."""
 import math
+import shutil
 
 import pytest
 import torch
+from conftest import call_scripts
+from test_encoders import hub_folder
 
 from features.trained_model import load_model, read_checkpoint
 from training.checkpoint import save_checkpoint
@@ -60,3 +63,24 @@ def test_a_truncated_checkpoint_and_a_flipped_byte_are_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(whole[:6000] + bytes([whole[6000] ^ 1]) + whole[6001:])
     with pytest.raises(ValueError, match="does not match its checksum"):
         read_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_checkpoint_comes_from_the_hub_with_its_encoders_beside_it(stage_one, encoder_flags, data_dir, tmp_path, monkeypatch):
+    snapshot = hub_folder(tmp_path / "hub", "me/model")
+    shutil.copytree(encoder_flags[1].removeprefix("local-dir:"), snapshot / "own/clip")
+    shutil.copytree(encoder_flags[3], snapshot / "own/gpt2")
+    content = read_checkpoint(stage_one / "vqa_checkpoint.pt")
+    content["encoders"].update(clip_model="local-dir:own/clip", gpt2_model="own/gpt2")
+    save_checkpoint(snapshot / "vqa_checkpoint.pt", content)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    ask = ("--image", data_dir / "images/0000.png", "--question", "What?")
+    data = ("--data-dir", data_dir, "--cache-dir", tmp_path / "cache")
+    outputs = call_scripts(*(("test.py", "--checkpoint", name, *ask) for name in (
+                               "hf:me/model", f"hf:me/model@{snapshot.name}", "hf:me/model@v2", "hf:me/other")),
+                           ("fine_tune.py", "--checkpoint", "hf:me/model", *data, "--epochs", 1, "--output-dir", "two"),
+                           ("test.py", "--checkpoint", "hf:me/model", *data), cwd=tmp_path)
+    assert "answer: " in outputs[0] and outputs[0].split("answer: ")[1] == outputs[1].split("answer: ")[1]
+    for name, line in zip(("hf:me/model@v2", "hf:me/other"), outputs[2:4], strict=True):
+        assert f"the weights of {name} are not in the hub cache" in line and "--checkpoint FOLDER/vqa_checkpoint.pt" in line
+    assert "from hf:me/model (epoch 1" in outputs[4] and "scores output/vqa_test_metrics.json" in outputs[5]
+    assert read_checkpoint(tmp_path / "two/vqa_checkpoint.pt")["settings"]["checkpoint"] == "hf:me/model"
