@@ -1,5 +1,8 @@
 """From Python: `evaluation.generation.load` answers the same as test.py, whatever form image and question come in."""
 import math
+import re
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -103,3 +106,10 @@ def test_the_committed_checkpoint_fits_the_committed_encoders_and_knows_the_exam
     assert {parameter.dtype for parameter in answerer.trained.model.parameters()} == {torch.float32}
     sky, dog = answerer([ROOT / "demo/example.jpg"] * 2, ["What is up in the sky?", "What is the dog doing?"])
     assert sky.text == "a small yellow bird" and sky.confidence > 0.5 and dog.text.startswith("sleeping")
+
+
+def test_the_lines_of_the_readme_run():
+    block, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", block], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert result.stdout.startswith("a small yellow bird 0.")
