@@ -20,6 +20,14 @@ OVERSAMPLING = 2
 
 def draw_scene(scene):
     """`scene` as an RGB PIL image of size `scene.image_size`."""
+    return draw_with_boxes(scene)[0]
+
+
+def draw_with_boxes(scene):
+    """(image of `draw_scene`, {thing: its box (left, top, right, bottom) in pixels of the image}).
+
+    A box holds all that is drawn of the thing. Another thing may cover parts of it.
+    """
     rng = random.Random(scene.look)
     width, height = (OVERSAMPLING * side for side in scene.image_size)
     horizon = round(height * rng.uniform(0.56, 0.62))
@@ -30,14 +38,14 @@ def draw_scene(scene):
               for layer in ("sky", "ground", "on", "under") for column in range(3)}
     _heavens(draw, scene, width, height, horizon, rng)
     _land(draw, scene, width, height, horizon, rng)
-    for thing in sorted(scene.things, key=lambda thing: ("sky", "ground", "on", "under").index(thing.layer)):
-        _place(draw, scene, thing, width, height, jitter)
+    pens = {thing: _place(draw, scene, thing, width, height, jitter) for thing in
+            sorted(scene.things, key=lambda thing: ("sky", "ground", "on", "under").index(thing.layer))}
     _precipitation(draw, scene, width, height, rng)
-    return image.reduce(OVERSAMPLING)
+    return image.reduce(OVERSAMPLING), {thing: pen.touched(width, height) for thing, pen in pens.items()}
 
 
 def _place(draw, scene, thing, width, height, jitter):
-    """Compute position and scale of `thing`, then draw it."""
+    """Compute position and scale of `thing`, then draw it. Returns the pen."""
     _, dy, facing, _ = jitter[thing.layer, thing.column]
     x, y, scale = _position(thing, width, height, jitter)
     if thing.layer == "sky":
@@ -51,7 +59,9 @@ def _place(draw, scene, thing, width, height, jitter):
             x += facing * host_scale * 0.27
             y += height * 0.03
         x = _inside(x, width, scale, thing.kind)
-    DRAW[thing.kind](Pen(draw, x, y, scale, facing), PAINT[thing.color], PAINT[thing.trim] if thing.trim else None, thing)
+    pen = Pen(draw, x, y, scale, facing)
+    DRAW[thing.kind](pen, PAINT[thing.color], PAINT[thing.trim] if thing.trim else None, thing)
+    return pen
 
 
 def _position(thing, width, height, jitter):
@@ -76,9 +86,17 @@ class Pen:
     def __init__(self, draw, x, y, scale, facing):
         self.draw, self.x, self.y, self.scale, self.facing = draw, x, y, scale, facing
         self.line_width = max(2, round(scale / 32))
+        self.points = []  # all that were drawn, in pixels of the large image
 
     def at(self, point):
-        return (self.x + self.facing * point[0] * self.scale, self.y - point[1] * self.scale)
+        self.points.append((self.x + self.facing * point[0] * self.scale, self.y - point[1] * self.scale))
+        return self.points[-1]
+
+    def touched(self, width, height):
+        """The box around all drawn points, in pixels of the final image; `width` and `height` are those of the large one."""
+        columns, rows = zip(*self.points, strict=True)
+        return tuple(value / OVERSAMPLING for value in (
+            max(0, min(columns)), max(0, min(rows)), min(width, max(columns)), min(height, max(rows))))
 
     def box(self, left, bottom, right, top):
         (x0, y0), (x1, y1) = self.at((left, bottom)), self.at((right, top))

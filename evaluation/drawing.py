@@ -1,26 +1,28 @@
-"""Answered questions as images: single ones with their answers, and the overview. No torch.
+"""Answered questions as images: single ones with their answers or with an explanation, and the overview. No torch.
 
 `rows` are those of `results.result_rows`.
 """
-import re
-import textwrap
 from collections import Counter
 
+import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw
 
 from common.files import atomic_write
 from common.images import UNREADABLE, open_image
 from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, PARTLY, RIGHT, WRONG
-from evaluation.fonts import base_font, runs, text_width
+from evaluation.fonts import base_font, text_width, wrap, write_text
 from vocab import GLUE, tokenize
 
 FUNCTION_WORDS = tuple("a an the and or but of in on at to from with by for up under above next is are it its his her".split())
 SIZE_WORDS = ("big", "small", "large", "little", "tiny", "huge", "tall", "short", "long")
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
-IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN = 960, 736, 44  # a 4:3 image fills the width
+IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN, GAP = 960, 736, 44, 28  # a 4:3 image fills the width
+INNER_WIDTH = IMAGE_WIDTH - 2 * MARGIN
 CELL_WIDTH, CELL_GAP = 420, 28
-MAX_ANSWERS_SHOWN, MAX_TEXT = 6, 600
+MAX_ANSWERS_SHOWN, MAX_WORDS_SHOWN = 6, 40
+LEAST_SCALE = 0.5  # nats; without it, the noise of an image that does not matter would get the strongest colour
 
 
 def grade(row):
@@ -107,6 +109,118 @@ def _draw_annotations(draw, row, x, y, width):
     return y
 
 
+def draw_explanation(question, explanation):
+    """A Pillow image of why the model answered so. explanation: what `relevance.explain` returned for `question`.
+
+    What the model sees, and the same under the relevance map; the words of the question, coloured by relevance; the words
+    of the answer, coloured by probability; confidence, gate, and the beam's other answers.
+    """
+    answer, scale = explanation.answer, relevance_scale(explanation.image_relevance)
+    panels = _draw_panels(explanation.view, explanation.image_relevance / scale)
+    sheet, draw = new_sheet(panels, IMAGE_WIDTH, panels.height + 2 * GAP, 6000)
+    y = _draw_legend(sheet, draw, panels.height + 2 * GAP + 14, explanation.image_relevance) + 26
+
+    scale = relevance_scale([nats for _, nats in explanation.question_words])
+    title = "Question: without the word, the log probability of the answer falls by … nats"
+    y = _draw_words(draw, y, title, base_font(28), [(word, f"{nats:.1f}", relevance_colours(nats / scale))
+                                                    for word, nats in explanation.question_words]) + 20
+    y = _draw_words(draw, y, "Answer: probability of each word", base_font(36, True),
+                    [(word, f"{share:.2f}", shade("Blues", share, 0.42)) for word, share in answer.word_probabilities]) + 20
+    draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
+    middle = MARGIN + int(INNER_WIDTH * 0.48)
+    left = _draw_shares(draw, answer, MARGIN, y + 22, middle - MARGIN - 40)
+    right = _draw_alternatives(draw, answer.alternatives, middle, y + 22, IMAGE_WIDTH - MARGIN - middle)
+    return sheet.crop((0, 0, IMAGE_WIDTH, max(left, right) + 30))
+
+
+def relevance_scale(relevance):
+    """The nats that get the strongest colour."""
+    return max(LEAST_SCALE, float(np.max(relevance, initial=0.0)))
+
+
+def relevance_colours(shares):
+    return shade("Oranges", shares, 0.72)
+
+
+def shade(name, shares, strongest):
+    """RGB, uint8, of one number or an array: 0 and less is nearly white, 1 the colour at `strongest` of matplotlib's map.
+
+    The colours of these maps get steadily darker, so they differ without their hues too. Black text is readable on all.
+    """
+    colours = np.array(matplotlib.colormaps[name](np.clip(shares, 0, 1) * strongest, bytes=True))
+    return colours[..., :3]
+
+
+def _draw_panels(view, shares):
+    """The view, and beside it the view in grey under the colours of `shares` (height, width) of the scale."""
+    width = (INNER_WIDTH - GAP) // 2
+    size = width, round(width * view.height / view.width)
+    panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
+    panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
+    grey = np.asarray(view.convert("L").resize(size, Image.Resampling.BICUBIC))[..., None]
+    shares = np.asarray(Image.fromarray(shares.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    coloured = relevance_colours(shares) * (0.45 + 0.55 * grey / 255)  # no black, which would hide the colours
+    panels.paste(Image.fromarray(coloured.round().astype(np.uint8)), (width + GAP, 0))
+    return panels
+
+
+def _draw_legend(sheet, draw, y, relevance):
+    """Captions of the two panels, and the scale of the map. Returns the y below them."""
+    width = (INNER_WIDTH - GAP) // 2
+    right, scale = MARGIN + width + GAP, relevance_scale(relevance)
+    write_text(draw, MARGIN, y, f"what the model sees ({relevance.shape[1]} × {relevance.shape[0]} pixels)", base_font(19),
+               MUTED, width, 2)
+    if not relevance.any():
+        return write_text(draw, right, y, "no part of the image changes the answer", base_font(19), MUTED, width, 2)
+    colours = relevance_colours(np.linspace(0, 1, width))
+    sheet.paste(Image.fromarray(np.tile(colours, (14, 1, 1))), (right, y + 3))
+    draw.rectangle((right, y + 3, right + width - 1, y + 16), outline=HAIRLINE)
+    draw.text((right, y + 21), "0", font=base_font(19), fill=INK)
+    draw.text((right + width, y + 21), f"{scale:.1f} nats", font=base_font(19), fill=INK, anchor="ra")
+    text = "fall of the answer's log probability if this place is hidden"
+    return write_text(draw, right, y + 48, text, base_font(19), MUTED, width, 2)
+
+
+def _draw_words(draw, y, title, font, words):
+    """A title, and (word, note, colour) as coloured boxes in lines, each with its note below. Returns the y below them."""
+    y, x, height = write_text(draw, MARGIN, y, title, base_font(19), MUTED, INNER_WIDTH, 1) + 8, MARGIN, round(font.size * 1.4)
+    more = [(f"and {len(words) - MAX_WORDS_SHOWN} more", "", shade("Greys", 0.0, 1))] * (len(words) > MAX_WORDS_SHOWN)
+    for word, note, colour in words[:MAX_WORDS_SHOWN] + more:
+        for line in wrap(word, font, INNER_WIDTH - 20, MAX_ANSWERS_SHOWN):  # one, or a text without spaces
+            width = round(max(text_width(line, font), base_font(19).getlength(note))) + 20
+            if x + width > MARGIN + INNER_WIDTH:
+                x, y = MARGIN, y + height + 34
+            draw.rounded_rectangle((x, y, x + width, y + height), 6, tuple(colour.tolist()))
+            write_text(draw, x + 10, y + round(font.size * 0.1), line, font, INK, width, 1)
+            draw.text((x + width / 2, y + height + 3), note, font=base_font(19), fill=INK, anchor="ma")
+            x += width + 8
+    return y + height + 30
+
+
+def _draw_shares(draw, answer, x, y, width):
+    """Bars of confidence and gate. Returns the y below them."""
+    shares = [("confidence: product of the probabilities", answer.confidence)]
+    if answer.gate is not None:
+        shares.append((f"gate: {answer.gate:.0%} image, {1 - answer.gate:.0%} question", answer.gate))
+    for title, share in shares:
+        y = write_text(draw, x, y, title, base_font(19), MUTED, width, 2) + 6
+        draw_bar(draw, (x, y + 10, x + width - 70, y + 19), share, ACCENT)
+        y = write_text(draw, x + width - 56, y, f"{share:.2f}", base_font(22), INK, 60, 1) + 14
+    return y
+
+
+def _draw_alternatives(draw, alternatives, x, y, width):
+    """The beam's other answers with their probabilities. Returns the y below them."""
+    y = write_text(draw, x, y, "Other answers of the beam" if alternatives else "No other answer", base_font(19), MUTED, width,
+                   1) + 8
+    for text, confidence in alternatives[:MAX_ANSWERS_SHOWN]:
+        draw.text((x + width, y), f"{confidence:.2f}", font=base_font(22), fill=INK, anchor="ra")
+        y = write_text(draw, x, y, text or "(no words)", base_font(22), INK, width - 70, 2) + 1
+        draw_bar(draw, (x, y, x + width, y + 3), confidence, MUTED)
+        y += 12
+    return y
+
+
 def draw_overview(rows, path, columns=4):
     """Write image, question, prediction and label of all `rows` on one sheet, `columns` across."""
     cells = [_draw_cell(row) for row in rows]
@@ -149,30 +263,6 @@ def fitted(path, width, height):
         return open_image(path, resize)
     except UNREADABLE as error:
         raise OSError(f"{path} cannot be read as an image ({error}); repair it or leave its rows out") from error
-
-
-def write_text(draw, x, y, text, font, fill, width, max_lines):
-    """Write `text` wrapped to `width` pixels and at most `max_lines`; returns the y below it."""
-    for line in wrap(text, font, width, max_lines):
-        at, baseline = x, y + font.getmetrics()[0]
-        for piece_font, piece in runs(line, font):
-            draw.text((at, baseline), piece, font=piece_font, fill=fill, anchor="ls")
-            at += piece_font.getlength(piece)
-        y += round(font.size * 1.32)
-    return y
-
-
-def wrap(text, font, width, max_lines):
-    """Lines of `text` no wider than `width` pixels; an ellipsis marks what exceeds `max_lines`.
-
-    Control characters count as spaces. The line length in characters is the longest one that fits.
-    """
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:MAX_TEXT]).split())
-    for length in range(max(1, len(text)), 0, -1):
-        lines = textwrap.wrap(text, length, max_lines=max_lines, placeholder="…", break_on_hyphens=False)
-        if all(text_width(line, font) <= width for line in lines):
-            break
-    return lines
 
 
 def draw_bar(draw, box, share, colour):

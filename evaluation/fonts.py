@@ -1,11 +1,15 @@
-"""Fonts for the texts in drawn images: DejaVu Sans, and for characters that it lacks any font of this machine. No torch."""
+"""Texts in drawn images. Their font is DejaVu Sans, and for characters that it lacks any font of this machine. No torch."""
 import functools
+import re
+import textwrap
 from pathlib import Path
 
 import matplotlib
 from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
+
+MAX_TEXT = 600  # characters
 
 
 @functools.cache
@@ -60,6 +64,30 @@ def runs(text, font):
 def text_width(text, font):
     """The width of `text` in pixels, drawn as `runs`."""
     return sum(piece_font.getlength(piece) for piece_font, piece in runs(text, font))
+
+
+def write_text(draw, x, y, text, font, fill, width, max_lines):
+    """Write `text` wrapped to `width` pixels and at most `max_lines`; returns the y below it."""
+    for line in wrap(text, font, width, max_lines):
+        at, baseline = x, y + font.getmetrics()[0]
+        for piece_font, piece in runs(line, font):
+            draw.text((at, baseline), piece, font=piece_font, fill=fill, anchor="ls")
+            at += piece_font.getlength(piece)
+        y += round(font.size * 1.32)
+    return y
+
+
+def wrap(text, font, width, max_lines):
+    """Lines of `text` no wider than `width` pixels; an ellipsis marks what exceeds `max_lines`.
+
+    Control characters count as spaces. The line length in characters is the longest one that fits.
+    """
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:MAX_TEXT]).split())
+    for length in range(max(1, len(text)), 0, -1):
+        lines = textwrap.wrap(text, length, max_lines=max_lines, placeholder="…", break_on_hyphens=False)
+        if all(text_width(line, font) <= width for line in lines):
+            break
+    return lines
 
 
 def report_missing_characters(texts):

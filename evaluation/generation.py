@@ -32,6 +32,7 @@ class Answer:
     # of an Answerer only, empty in the answers of a whole dataset
     word_probabilities: list = field(default_factory=list)  # [(word, probability), ..., ("<end>", probability)]
     alternatives: list = field(default_factory=list)  # [(text, confidence), ...]: the beam's other answers, best first
+    word_ids: list = field(default_factory=list)  # ids in the vocabulary of the words and <end>
 
 
 def make_answers(vocab, answer_ids, confidences, gates):
@@ -139,6 +140,7 @@ class Answerer:
         beams, beam_confidences = model.search(context, max(beam_size, NUM_BEAMS))
         columns = (answer_ids.tolist(), probabilities.tolist(), beams.tolist(), beam_confidences.tolist())
         for answer, ids, word_probabilities, others, confidences in zip(answers, *columns, strict=True):
+            answer.word_ids = [word for word in ids if word != PAD]
             answer.word_probabilities = [(vocab.words[word].removeprefix(GLUE), probability)
                                          for word, probability in zip(ids, word_probabilities, strict=True) if word != PAD]
             others = [(vocab.decode(other), confidence) for other, confidence in zip(others, confidences, strict=True)
