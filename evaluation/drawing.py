@@ -2,6 +2,7 @@
 
 `rows` are those of `results.result_rows`.
 """
+import math
 from collections import Counter
 
 import matplotlib
@@ -252,10 +253,13 @@ def _draw_cell(row):
     return cell.crop((0, 0, CELL_WIDTH, write_text(draw, 0, y + 2, notes, base_font(18), MUTED, CELL_WIDTH, 1) + 8))
 
 
-def fitted(path, width, height):
-    """The image scaled, up or down, to fill the width or the height. An unreadable file raises OSError with its name."""
+def fitted(path, width, height, enlarge=True):
+    """The image scaled to fill the width or the height; without `enlarge` a smaller image keeps its size.
+
+    An unreadable file raises OSError with its name.
+    """
     def resize(image):
-        scale = min(width / image.width, height / image.height)
+        scale = min(width / image.width, height / image.height, math.inf if enlarge else 1)
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 

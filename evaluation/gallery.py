@@ -15,7 +15,7 @@ from common.files import atomic_write
 from evaluation.drawing import GRADES, count_answers, fitted, grade
 from evaluation.report import score_bars, table_lines, verdict_sentence
 
-THUMBNAIL_SIZE, THUMBNAIL_THREADS = 320, 4
+THUMBNAIL_SIZE, THUMBNAIL_QUALITY, THUMBNAIL_THREADS = 640, 75, 4
 TEMPLATE = Path(__file__).with_name("gallery.html")
 PAGE_FIELDS = ("question_id", "image_path", "question", "answer", "prediction", "sentence_bleu", "vqa_accuracy",
                "confidence", "gate", "question_type", "answer_type")
@@ -24,7 +24,8 @@ PAGE_FIELDS = ("question_id", "image_path", "question", "answer", "prediction", 
 def write_gallery(rows, metrics, results_dir):
     """Write index.html and thumbnails/*.jpg (one for each image_path) into `results_dir`.
 
-    metrics: the content of the metrics file, or None without labels: then the page shows no scores.
+    metrics: the content of the metrics file, or None without labels: then the page shows no scores. A row may have the key
+    `explanation`: the name of a PNG in `results_dir` that shows why the model gave this answer.
     """
     results_dir = Path(results_dir)
     thumbnails = _write_thumbnails({row["image_path"]: row["image_file"] for row in rows}, results_dir / "thumbnails")
@@ -40,8 +41,9 @@ def write_gallery(rows, metrics, results_dir):
                 "about": {name: metrics[name] for name in ("checkpoint", "split", "signature")}}
     grades = {name: (mark, word) for name, (mark, word, _) in GRADES.items()}
     page |= {"num_images": len(thumbnails), "grades": grades, "rows": [
-        {name: row[name] for name in PAGE_FIELDS} | {"thumbnail": f"thumbnails/{thumbnails[row['image_path']]}",
-                                                     "answers": count_answers(row), "grade": grade(row)} for row in rows]}
+        {name: row[name] for name in PAGE_FIELDS} | {name: row[name] for name in ("explanation",) if name in row}
+        | {"thumbnail": f"thumbnails/{thumbnails[row['image_path']]}", "answers": count_answers(row), "grade": grade(row)}
+        for row in rows]}
     template = TEMPLATE.read_text(encoding="utf-8")
     for tag in ("style", "script"):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
@@ -80,9 +82,9 @@ def _write_thumbnails(images, folder):
              for image_path in images}
 
     def write(image_path):
-        thumbnail = fitted(images[image_path], THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+        thumbnail = fitted(images[image_path], THUMBNAIL_SIZE, THUMBNAIL_SIZE, enlarge=False)
         with atomic_write(folder / names[image_path], durable=False) as temporary:
-            thumbnail.save(temporary, quality=85)
+            thumbnail.save(temporary, quality=THUMBNAIL_QUALITY)
 
     with ThreadPoolExecutor(THUMBNAIL_THREADS) as threads:
         list(tqdm(threads.map(write, images), total=len(images), desc="thumbnails", unit="image"))

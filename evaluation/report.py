@@ -155,8 +155,8 @@ def verdict_sentence(metrics):
 def score_bars(metrics):
     """What scores.png and the gallery show of each metric: a list of dicts in the order of METRICS.
 
-    label, value, ci95 (or None), floors (values), floor (the strongest of them, or None), annotator (the score of one
-    annotator, or None), ends (texts that name floor and annotator). A metric without a value is left out.
+    name, head, label, value, ci95 (or None), floors (values), floor (the strongest of them, or None), annotator (the score
+    of one annotator, or None), ends (texts that name floor and annotator). A metric without a value is left out.
     """
     bars = []
     for metric in METRICS:
@@ -166,7 +166,7 @@ def score_bars(metrics):
         best = max(floors, key=floors.get, default=None)
         if score["value"] is not None:
             bars.append({
-                "name": metric.name, "label": metric.label, "value": score["value"],
+                "name": metric.name, "head": metric.head, "label": metric.label, "value": score["value"],
                 "ci95": None if None in score["ci95"] else score["ci95"],
                 "floors": list(floors.values()), "floor": floors.get(best), "annotator": annotator,
                 "ends": [f"{display_name(best)} {floors[best]:.1f}" if floors else "no floor",

@@ -18,6 +18,9 @@ KINDS = ("what color is the", "how many", "where is the")
 ODD_TEXTS = ("short", "several words that need more than one line to be shown here", "x" * 200, "a\tb\nc\x00d",
              "\ud800 lone surrogate", "ما هو الشيء الموجود على الطاولة", "", "😀 👨‍👩‍👧 红色的书")
 WIDTH = 1400  # pixels of the browser's page
+DESKTOP, PHONE = (1280, 800), (390, 844)
+VERDICT = ("beats the strongest floor (most_frequent) by 30.0 [28.1, 31.9] mean sentence BLEU; from that floor it reaches "
+           "51 % [48, 54] of the way to the oracle and 60 % [56, 64] of the way to one annotator")
 
 
 def make_row(folder, number=0, **changes):
@@ -165,7 +168,7 @@ def test_images_of_odd_shapes_and_odd_texts_in_every_output(size, tmp_path):
     drawing.draw_overview(rows, tmp_path / "overview.png", columns=3)
     gallery.write_gallery(rows, None, tmp_path / "results")
     with Image.open(tmp_path / "results" / page_data(tmp_path / "results")["rows"][0]["thumbnail"]) as thumbnail:
-        assert max(thumbnail.size) == gallery.THUMBNAIL_SIZE
+        assert max(thumbnail.size) == min(gallery.THUMBNAIL_SIZE, max(size))  # a small image is not enlarged
         assert (thumbnail.width > thumbnail.height) == (size[0] > size[1])
     for row in rows:
         drawing.draw_prediction(row, tmp_path / "one.png")
@@ -280,12 +283,13 @@ def browser():
             yield driver
 
 
-def open_page(browser, path, width=WIDTH):
-    """Open the page; returns the function that runs JavaScript on it."""
+def open_page(browser, path, width=WIDTH, height=1000, address=""):
+    """Open the page, with `address` behind the #; returns the function that runs JavaScript on it."""
     # a window cannot become as narrow as a phone, but its page can be told to
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False})
-    browser.get(path.as_uri())
+                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False})
+    browser.get("about:blank")  # an address that differs behind the # only would not load the page again
+    browser.get(path.as_uri() + address)
     return browser.execute_script
 
 
@@ -299,13 +303,30 @@ def click(browser, selector):
     browser.find_element("css selector", selector).click()
 
 
+def wait(browser, script):
+    """Wait until `script` is true on the page."""
+    from selenium.webdriver.support.wait import WebDriverWait
+    WebDriverWait(browser, 10, 0.05).until(lambda _: browser.execute_script(f"return {script}"))
+
+
 @pytest.fixture(scope="module")
 def scored_page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
     rows = make_rows(folder, 60)
     rows[7] |= {"question": ATTACK, "prediction": ATTACK, "answers": [ATTACK, ATTACK], "answer": ATTACK,
                 "question_id": ATTACK, "question_type": ATTACK, "answer_type": ATTACK}
+    gallery.write_gallery(rows, make_metrics() | {"verdict": VERDICT}, folder / "results")
+    return folder / "results" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def explained_page(tmp_path_factory):
+    """Three questions about each of five images, one after the other. The last one is explained by an image."""
+    folder = tmp_path_factory.mktemp("explained")
+    rows = sorted(make_rows(folder, 15), key=lambda row: row["image_path"])
+    rows[-1] |= {"explanation": "1014_why.png"}
     gallery.write_gallery(rows, make_metrics(), folder / "results")
+    Image.new("RGB", (500, 700), "white").save(folder / "results" / "1014_why.png")
     return folder / "results" / "index.html"
 
 
@@ -382,7 +403,6 @@ def test_browser_shows_hostile_text_as_text(run):
 
 
 def test_browser_shows_scores_tables_and_images(browser, run):
-    from selenium.webdriver.support.wait import WebDriverWait
     text = run("for (const e of document.querySelectorAll('details')) e.open = true;"
                "return document.getElementById('panel').innerText")
     for expected in ("The model beats the strongest floor", "Mean sentence BLEU", "60.0", "58.0 to 62.0",
@@ -394,8 +414,109 @@ def test_browser_shows_scores_tables_and_images(browser, run):
     place = "const e = document.querySelector('.score ' + arguments[0]); return [e.style.left, e.style.width]"
     assert [run(place, part) for part in (".band", ".gain", ".ci", ".dot")] == [
         ["30%", "50%"], ["30%", "30%"], ["58%", "4%"], ["60%", ""]]
-    WebDriverWait(browser, 10).until(lambda _: run("return document.querySelector('.card img').naturalWidth === 320"))
+    wait(browser, "document.querySelector('.card img').naturalWidth === 400")
     assert run("return document.querySelector('.card').innerText.includes('white and black ×3')")
+
+
+@pytest.mark.parametrize("size, cards", [(DESKTOP, 4), (PHONE, 1)])
+def test_browser_shows_images_and_the_rules_on_the_first_screen(size, cards, browser, scored_page):
+    """The scores filled the first screen: the images began below it, even on a desktop."""
+    run = open_page(browser, scored_page, *size)
+    below = run("return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect().bottom)",
+                "#verdict, #headline, #grade_note, #gate_note, .card img")
+    assert len(below) == 4 + 24 and sum(bottom <= size[1] for bottom in below) >= 4 + cards
+
+
+def test_browser_shows_each_image_once_before_any_twice(browser, explained_page):
+    """The three questions about an image stood side by side."""
+    run = open_page(browser, explained_page)
+    images = run("return [...document.querySelectorAll('.card img')].map(e => e.alt)")
+    assert len(images) == 15 and [len(set(images[start:start + 5])) for start in (0, 5, 10)] == [5, 5, 5]
+    assert run(QUESTIONS)[0] == "What color is thing 14?", "the explained one comes first"
+    assert "the 1 explained" in run(COUNT)
+    run(CHOOSE, "#sort", "sure")
+    assert "explained" not in run(COUNT)
+
+
+def test_browser_enlarges_an_image_and_explains_the_answer(browser, explained_page):
+    from selenium.webdriver import Keys
+    run = open_page(browser, explained_page, *PHONE)
+    is_open, source = "return document.querySelector('dialog').open", "return document.querySelector('#large img').src"
+    run("document.querySelectorAll('.enlarge')[1].focus()")
+    press(browser, Keys.ENTER)
+    assert run(is_open) and run(source) == run("return document.querySelectorAll('.card img')[1].src")
+    text = run("return document.getElementById('large').innerText")
+    for expected in ("What color is thing 0?", "black and white", "✓ right", "white and black ×3", "confidence", "Also asked"):
+        assert expected in text
+    press(browser, "j")
+    assert run(COUNT).startswith("15 of 15 ") and "Why this answer" not in text
+    click(browser, ".same button")
+    assert run("return document.querySelector('#large h3').textContent") == "What color is thing 5?"
+    click(browser, "#large h3")
+    assert run(is_open), "its text can be selected"
+    press(browser, Keys.ESCAPE)
+    assert not run(is_open)
+    assert run("return document.activeElement === document.querySelectorAll('.enlarge')[1]"), "the focus goes back"
+    click(browser, ".card .why")
+    assert run(source).endswith("/1014_why.png")
+    wait(browser, "document.querySelector('#large img').naturalWidth === 500")
+    assert run("return document.documentElement.scrollWidth") <= PHONE[0]
+    click(browser, "#large .why")
+    assert run(source) == run("return document.querySelector('.card img').src")
+    click(browser, "#large img")
+    assert not run(is_open)
+
+
+def test_browser_keeps_the_view_in_the_address(browser, run, scored_page):
+    run(CHOOSE, "#search", "thing ö&#")
+    wait(browser, "location.hash === '#search=thing+%C3%B6%26%23'")
+    for selector, value in (("#search", "THING"), ("#question_type", "=where is the"), ("#sort", "unsure"),
+                            ("[name=grade][value=wrong]", "")):
+        run(CHOOSE, selector, value)
+    wait(browser, "location.hash.includes('unsure')")
+    before = run(QUESTIONS), run(COUNT)
+    address = run("return location.hash")
+    assert "page" not in address
+    again = open_page(browser, scored_page, address=address)
+    assert (again(QUESTIONS), again(COUNT)) == before and before[1].startswith("20 of 60 ")
+    again("location.hash = '#page=3'")  # a link on the page, or the address bar
+    wait(browser, "document.getElementById('page').textContent === '3 / 3'")
+    assert again(COUNT).startswith("60 of 60 ")
+    press(browser, "k")
+    wait(browser, "location.hash === '#page=2'")
+    press(browser, "k")
+    wait(browser, "location.hash === ''")
+
+
+@pytest.mark.parametrize("address", [
+    "#", "#page=0", "#page=-1", "#page=1e9x", "#page=NaN", "#sort=constructor&grade=__proto__", "#%E0%A4%A&page=%00", "#=&&==",
+    "#answer_type=other&question_type=%3Dnothing&sort", "#wrong"])
+def test_browser_ignores_an_address_that_it_does_not_offer(address, browser, scored_page):
+    run = open_page(browser, scored_page, address=address)
+    assert run(COUNT) == "60 of 60 questions · page 1 of 3" and len(run(QUESTIONS)) == 24
+    wait(browser, "location.hash === ''")
+
+
+@pytest.mark.parametrize("address", ["#page=999", "#page=Infinity", "#page=3.7", "#search=<img src=x onerror=window.hacked=1>"])
+def test_browser_shows_the_last_page_and_text_as_text_for_an_odd_address(address, browser, scored_page):
+    run = open_page(browser, scored_page, address=address)
+    assert run(PAGE) == ("3 / 3" if "page" in address else "1 / 1") and run("return window.hacked") is None
+
+
+@pytest.mark.parametrize("width", [320, 390, 700, 900, 1280, 1400])
+def test_browser_cuts_no_order_off_and_no_column_of_the_tables(width, browser, scored_page):
+    """ "Confidence, highest first" was cut off; a phone showed three of seven columns."""
+    run = open_page(browser, scored_page, width)
+    shown, needed = run("const e = document.getElementById('sort'), copy = e.cloneNode(true);"
+                        "copy.style = 'position: absolute; padding: 0 10px; border: 1px solid'; document.body.append(copy);"
+                        "return [e.offsetWidth, copy.offsetWidth]")
+    assert shown >= needed
+    run("document.querySelector('#panel details').open = true")
+    cells = run("return [...document.querySelectorAll('td, th')].map(e => [e.getBoundingClientRect().left,"
+                " e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth])")
+    assert len(cells) == 8 * (1 + 5) + 8 * (1 + 3)
+    assert all(left >= 0 and right <= width and overflow <= 0 for left, right, overflow in cells)
+    assert run("return document.documentElement.scrollWidth") <= width
 
 
 def test_browser_states_the_rule_and_what_the_gate_is_not_on_a_phone(browser, scored_page):
@@ -418,7 +539,7 @@ def test_browser_dark_light_and_narrow(browser, run, scored_page):
     for width in (400, 700, 1000, 1400):
         open_page(browser, scored_page, width)
         assert run("return document.documentElement.scrollWidth") <= width
-    assert run("return [...document.querySelectorAll('input, select, button, img')].filter(e => !e.hidden"
+    assert run("return [...document.querySelectorAll('input, select, button, img')].filter(e => !e.hidden && !e.ariaLabel"
                " && !(e.labels && e.labels.length) && !e.textContent.trim() && !e.alt).map(e => e.outerHTML)") == []
 
 
