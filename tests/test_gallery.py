@@ -223,7 +223,7 @@ def test_embedded_json_is_the_same_value_and_cannot_end_its_element():
 def test_page_holds_every_row_and_one_thumbnail_per_image(tmp_path):
     rows = make_rows(tmp_path, 12)
     rows[4] |= {"question": ATTACK, "prediction": ATTACK, "answers": [ATTACK], "question_id": ATTACK}
-    rows[5] |= {"image_path": "../../up.jpg"}
+    rows[5] |= {"image_path": "../../up.jpg", "explanation": "1005_why.png"}
     results = tmp_path / "results"
     gallery.write_gallery(rows, make_metrics(), results)
     page = (results / "index.html").read_text(encoding="utf-8")
@@ -233,6 +233,7 @@ def test_page_holds_every_row_and_one_thumbnail_per_image(tmp_path):
     data = page_data(results)
     assert [shown["question"] for shown in data["rows"]] == [row["question"] for row in rows]
     assert [shown["grade"] for shown in data["rows"]] == [drawing.grade(row) for row in rows]
+    assert [row.get("explanation") for row in data["rows"][4:7]] == [None, "1005_why.png", None]
     assert data["rows"][0]["answers"] == [["black and white", 7], ["white and black", 3]]
     assert data["verdict"] == "The model beats the strongest floor (most frequent) by 30.0."
     assert [line[:2] for line in data["types"]] == [
@@ -415,7 +416,7 @@ def test_browser_shows_scores_tables_and_images(browser, run):
     assert [run(place, part) for part in (".band", ".gain", ".ci", ".dot")] == [
         ["30%", "50%"], ["30%", "30%"], ["58%", "4%"], ["60%", ""]]
     wait(browser, "document.querySelector('.card img').naturalWidth === 400")
-    assert run("return document.querySelector('.card').innerText.includes('white and black ×3')")
+    assert run("return document.querySelector('.card').innerText.includes('white and black\u00a0×3')")
 
 
 @pytest.mark.parametrize("size, cards", [(DESKTOP, 4), (PHONE, 1)])
@@ -446,7 +447,7 @@ def test_browser_enlarges_an_image_and_explains_the_answer(browser, explained_pa
     press(browser, Keys.ENTER)
     assert run(is_open) and run(source) == run("return document.querySelectorAll('.card img')[1].src")
     text = run("return document.getElementById('large').innerText")
-    for expected in ("What color is thing 0?", "black and white", "✓ right", "white and black ×3", "confidence", "Also asked"):
+    for expected in ("What color is thing 0?", "✓ right", "white and black\u00a0×3", "confidence", "Also asked"):
         assert expected in text
     press(browser, "j")
     assert run(COUNT).startswith("15 of 15 ") and "Why this answer" not in text
@@ -511,7 +512,7 @@ def test_browser_cuts_no_order_off_and_no_column_of_the_tables(width, browser, s
                         "copy.style = 'position: absolute; padding: 0 10px; border: 1px solid'; document.body.append(copy);"
                         "return [e.offsetWidth, copy.offsetWidth]")
     assert shown >= needed
-    run("document.querySelector('#panel details').open = true")
+    run("document.querySelector('#panel details').open = true; document.querySelector('small').textContent = '214,354'")
     cells = run("return [...document.querySelectorAll('td, th')].map(e => [e.getBoundingClientRect().left,"
                 " e.getBoundingClientRect().right, e.scrollWidth - e.clientWidth])")
     assert len(cells) == 8 * (1 + 5) + 8 * (1 + 3)
