@@ -45,7 +45,7 @@ class Config:
     base_url: str = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
     """address of the folder with the official zips"""
     image_url: str = "http://images.cocodataset.org"
-    """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_{image_id:012d}.jpg"""
+    """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_{image_id:012d}.jpg, or IMAGE_URL/IMAGE_PATTERN"""
     pictures: bool = True
     """copy or download the images; with --no-pictures only the text files are written"""
     min_answer_words: int = 3
