@@ -3,21 +3,25 @@
 Reads the official VQA v2 files from --vqa-dir and the COCO images from --image-dir; downloads what is missing.
 Writes images/, qa_pairs.json, held_out_annotators.json and, last, metadata.csv into --output-dir; also manifest.csv (size
 and sha256 of each image) and, if images are missing, missing.csv. The same command continues a run that was stopped.
-Prints how many rows were read, kept, and dropped for each reason, and the images and rows per split.
+Prints how many rows were read, kept, and dropped for each reason, and the images and rows per split. Also:
+    python mini_vqa_v2.py --protocol official                                   train2014 trains, val2014 tests
+    python mini_vqa_v2.py --subset test2015 --output-dir vqa_test2015           questions without answers
+    python mini_vqa_v2.py --questions Q.json --annotations A.json --image-pattern "train2017/{image_id:012d}.jpg"
 """
 import csv
 import dataclasses
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from common import settings
-from common.files import SPLITS, atomic_write, file_lock, is_text, remove_temporaries, write_json
+from common.files import SPLITS, atomic_write, file_lock, remove_temporaries, write_json
+from common.labels import held_out_labels, is_agreed, is_long, majority_answer
 from download.http import check_address
 from download.images import collect_images
-from download.official import find_official, read_json
+from download.official import NO_VQA_LAYOUT, UNLABELLED, check_own_files, field, read_entries, read_official
 
 
 @dataclass
@@ -28,12 +32,20 @@ class Config:
     """folder of COCO images, in it or in its subfolder SUBSET; none = the needed images are downloaded"""
     output_dir: str = "mini_vqa_v2"
     """folder for images/, metadata.csv, qa_pairs.json and held_out_annotators.json"""
-    subset: Literal["train2014", "val2014"] = "train2014"
-    """part of VQA v2 and COCO to use"""
+    subset: Literal["train2014", "val2014", "test2015", "test-dev2015"] = "train2014"
+    """part of VQA v2 and COCO to use; the test subsets have no answers: all their questions are kept, for test.py"""
+    protocol: Literal["own", "official"] = "own"
+    """own = all splits from SUBSET; official = train2014 trains, VAL_FRACTION of its images validates, val2014 tests"""
+    questions: str | None = None
+    """questions of another data set in VQA's layout (.json, .json.gz), such as OK-VQA, instead of VQA v2's"""
+    annotations: str | None = None
+    """the annotations of `questions`"""
+    image_pattern: str | None = None
+    """with `questions`: path of an image below IMAGE_DIR or IMAGE_URL, such as val2017/{image_id:012d}.jpg"""
     base_url: str = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
     """address of the folder with the official zips"""
     image_url: str = "http://images.cocodataset.org"
-    """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_%012d.jpg"""
+    """address of the images: IMAGE_URL/SUBSET/COCO_SUBSET_{image_id:012d}.jpg, or IMAGE_URL/IMAGE_PATTERN"""
     pictures: bool = True
     """copy or download the images; with --no-pictures only the text files are written"""
     min_answer_words: int = 3
@@ -59,17 +71,16 @@ COLUMNS = ("image_id", "question_id", "question", "answer", "image_path", "split
 
 def main(cfg):
     check_settings(cfg)
-    if cfg.split is not None:
-        cfg = dataclasses.replace(cfg, val_fraction=float(cfg.split == "val"), test_fraction=float(cfg.split == "test"))
-    rows, held_out = read_rows(cfg)
-    check_splits(rows, cfg)
+    parts = choose_parts(cfg)
+    rows, held_out = read_rows(parts)
+    check_splits(rows, parts)
     output_dir = Path(cfg.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     with file_lock(output_dir / ".lock", f"another run is writing to --output-dir {output_dir}: wait for it, or name another"):
         remove_temporaries(output_dir)
         if cfg.pictures:
-            rows = keep_rows_with_image(rows, held_out, cfg)
-            check_splits(rows, cfg)
+            rows, held_out = keep_rows_with_image(rows, held_out, cfg)
+            check_splits(rows, parts)
         print(f"kept {len(rows)}")
         for split in SPLITS:
             images = [row["image_id"] for row in rows if row["split"] == split]
@@ -81,9 +92,17 @@ def check_settings(cfg):
     """Raise ValueError or FileNotFoundError for settings that cannot work, before anything is read or downloaded."""
     settings.check_ranges(cfg, min_answer_words=settings.COUNT, min_agreement=settings.COUNT, max_questions=(0, 10 ** 9),
                           workers=(1, 256), val_fraction=(0, 1), test_fraction=(0, 1))
-    if cfg.split is None and cfg.val_fraction + cfg.test_fraction > 1:
+    if cfg.protocol == "official":
+        refuse_changed(cfg, "--protocol official", "subset", "questions", "split", "test_fraction")
+    elif cfg.split is None and cfg.val_fraction + cfg.test_fraction > 1:
         raise ValueError(f"--val-fraction {cfg.val_fraction} and --test-fraction {cfg.test_fraction}: their sum is above 1; "
                          "set one of them lower or to 0, or put all images into one split with --split")
+    if cfg.subset in UNLABELLED and cfg.split in ("train", "val"):
+        raise ValueError(f"--split {cfg.split}: {cfg.subset} has no answers, so all its questions are in the split test")
+    own = {"--questions": cfg.questions, "--annotations": cfg.annotations, "--image-pattern": cfg.image_pattern}
+    if any(value is not None for value in own.values()):
+        check_own_files(own)
+        refuse_changed(cfg, "--questions", "subset")
     check_address("--base-url", cfg.base_url)
     check_address("--image-url", cfg.image_url)
     for flag, folder in (("--vqa-dir", cfg.vqa_dir), ("--image-dir", cfg.image_dir), ("--output-dir", cfg.output_dir)):
@@ -93,43 +112,59 @@ def check_settings(cfg):
         raise FileNotFoundError(f"--image-dir {cfg.image_dir} does not exist; without the flag the images are downloaded")
 
 
-def read_rows(cfg):
-    """(rows of metadata.csv, entries of held_out_annotators.json), at most --max-questions of each."""
-    questions, annotations = read_official(cfg, "questions"), read_official(cfg, "annotations")
-    rows, held_out = label_rows(questions, annotations, cfg), held_out_rows(questions, annotations, cfg)
-    if cfg.max_questions > 0:
-        dropped = max(0, len(rows) - cfg.max_questions)
-        print(f"dropped {dropped}: beyond the first {cfg.max_questions} (--max-questions)")
-        rows, held_out = limit_rows(rows, cfg.max_questions), limit_rows(held_out, cfg.max_questions)
+def refuse_changed(cfg, flag, *names):
+    """Raise ValueError if one of the settings `names`, which do not fit to `flag`, is not the default."""
+    for name in names:
+        if getattr(cfg, name) != getattr(Config, name):
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)} cannot be used with {flag}: leave it out")
+
+
+def choose_parts(cfg):
+    """One Config for each subset of the data set, with the pattern of its images and its own shares of the splits."""
+    parts = [cfg]
+    if cfg.protocol == "official":
+        parts = [dataclasses.replace(cfg, test_fraction=0.0), dataclasses.replace(cfg, subset="val2014", split="test")]
+    elif cfg.subset in UNLABELLED:
+        parts = [dataclasses.replace(cfg, split="test")]
+    for number, part in enumerate(parts):
+        folder = part.subset.replace("-dev", "")  # test-dev2015 is a part of test2015
+        changes = {"image_pattern": part.image_pattern or f"{folder}/COCO_{folder}_{{image_id:012d}}.jpg"}
+        if part.split is not None:
+            changes |= {"val_fraction": float(part.split == "val"), "test_fraction": float(part.split == "test")}
+        parts[number] = dataclasses.replace(part, **changes)
+    return parts
+
+
+def read_rows(parts):
+    """(rows of metadata.csv, entries of held_out_annotators.json) of all parts, at most --max-questions of each."""
+    rows, held_out, max_questions = [], [], parts[0].max_questions
+    for part in parts:
+        if part.questions is None:
+            questions, annotations = read_official(part.vqa_dir, part.subset, part.base_url)
+        else:
+            questions = read_entries(Path(part.questions), None, "questions")
+            annotations = read_entries(Path(part.annotations), None, "annotations")
+        if annotations is None:
+            labelled = unlabelled_rows(questions, part)
+        else:
+            labelled = label_rows(questions, annotations, part)
+            held_out += held_out_rows(questions, annotations, part)
+        for name in ("question_id", "image_id"):
+            if twice := {row[name] for row in rows} & {row[name] for row in labelled}:
+                raise ValueError(f"the {name} {min(twice)} is in {parts[0].subset} and in {part.subset}; {NO_VQA_LAYOUT}")
+        rows += labelled
+    if max_questions > 0:
+        dropped = max(0, len(rows) - max_questions)
+        print(f"dropped {dropped}: beyond the first {max_questions} (--max-questions)")
+        rows, held_out = limit_rows(rows, max_questions), limit_rows(held_out, max_questions)
     return rows, held_out
 
 
-def read_official(cfg, kind):
-    """{question_id: entry} of the official file of `kind`, "questions" or "annotations"."""
-    path, name = find_official(cfg.vqa_dir, cfg.subset, kind, cfg.base_url)
-    print(f"reading {path}", flush=True)
-    # keep only the answer text of each object; this saves 1 GB
-    content = read_json(path, name, lambda item: item["answer"] if "answer" in item and "question_id" not in item else item)
-    if not isinstance(content, dict) or not isinstance(content.get(kind), list):
-        raise ValueError(f"{path} has no list '{kind}' at its top level: replace it by the official file")
-    entries = {}
-    for position, entry in enumerate(content[kind]):
-        question_id = field(entry, "question_id", int, f"{path}, entry {position}")
-        if question_id in entries:
-            raise ValueError(f"{path}: question id {question_id} occurs twice; replace it by the official file")
-        entries[question_id] = entry
-    return entries
-
-
-def field(entry, name, kind, where, default=None):
-    """entry[name], of type `kind` (int >= 0, or str that a UTF-8 CSV can hold). Raises ValueError that begins with `where`."""
-    value = entry.get(name, default) if isinstance(entry, dict) else None
-    if type(value) is not kind or (kind is int and value < 0):
-        raise ValueError(f"{where}: {name} is {value!r:.60}, not {'a text' if kind is str else 'a number'}; "
-                         "check the files in --vqa-dir")
-    if kind is str and ("\0" in value or not is_text(value)):
-        raise ValueError(f"{where}: {value!a:.60} holds a NUL or an unpaired surrogate; check the files in --vqa-dir")
-    return value
+def unlabelled_rows(questions, part):
+    """A row without an answer for each question, by question id."""
+    print(f"read {len(questions)} questions without annotations: all of them are kept, without an answer")
+    return [make_row(questions[question_id], questions[question_id], f"question {question_id}", part)
+            | {"answer": "", "agreement": "", "answers": []} for question_id in sorted(questions)]
 
 
 def label_rows(questions, annotations, cfg):
@@ -143,12 +178,12 @@ def label_rows(questions, annotations, cfg):
         annotation, where = annotations[question_id], f"question {question_id}"
         answers = annotation.get("answers")
         if not isinstance(answers, list) or not answers:
-            raise ValueError(f"{where} has no list of answers; check the files in --vqa-dir")
+            raise ValueError(f"{where} has no list of answers; {NO_VQA_LAYOUT}")
         answers = [field({"answer": answer}, "answer", str, where) for answer in answers]
         label, agreement = majority_answer(answers, annotation.get("multiple_choice_answer"))
-        if not long_enough(label, cfg):
+        if not is_long(label, cfg):
             dropped[too_short] += 1
-        elif not agreed_enough(agreement, len(answers), cfg):
+        elif not is_agreed(agreement, len(answers), cfg):
             dropped[disputed] += 1
         else:
             row = make_row(questions[question_id], annotation, where, cfg)
@@ -159,22 +194,6 @@ def label_rows(questions, annotations, cfg):
     if not rows:
         raise ValueError("nothing is kept: " + "; ".join(f"{count} {reason}" for reason, count in dropped.items()))
     return rows
-
-
-def long_enough(label, cfg):
-    return len(label.split()) >= cfg.min_answer_words
-
-
-def agreed_enough(agreement, num_answers, cfg):
-    return agreement >= min(cfg.min_agreement, num_answers)
-
-
-def majority_answer(answers, multiple_choice_answer):
-    """(most frequent answer, how many gave it). A tie goes to VQA's choice if tied, else to the alphabetically first."""
-    counts = Counter(answers)
-    agreement = max(counts.values())
-    tied = sorted(answer for answer, count in counts.items() if count == agreement)
-    return (multiple_choice_answer if multiple_choice_answer in tied else tied[0]), agreement
 
 
 def held_out_rows(questions, annotations, cfg):
@@ -194,30 +213,14 @@ def held_out_rows(questions, annotations, cfg):
     return rows
 
 
-def held_out_labels(answers, cfg):
-    """For each annotator the label that the others choose by the same rules; None if the others would not keep the row.
-
-    A tie of the others goes to the alphabetically first answer. VQA's choice does not count: the annotator who is left
-    out took part in it. One annotation alone has no others.
-    """
-    if len(answers) < 2 or not any(long_enough(text, cfg) for text in answers):
-        return [None] * len(answers)
-    labels = {}
-    for text in dict.fromkeys(answers):  # annotators with equal answers leave equal others
-        others = list(answers)
-        others.remove(text)
-        label, agreement = majority_answer(others, None)
-        labels[text] = label if long_enough(label, cfg) and agreed_enough(agreement, len(others), cfg) else None
-    return [labels[text] for text in answers]
-
-
 def make_row(question, annotation, where, cfg):
     """The columns of one question that do not depend on the answers. Raises ValueError that begins with `where`."""
-    image_id = field(question, "image_id", int, where)
-    if field(annotation, "image_id", int, where) != image_id:
-        raise ValueError(f"{where} has another image_id than its annotation: the files in --vqa-dir do not match")
+    image_id = question["image_id"]
+    if annotation["image_id"] != image_id:
+        raise ValueError(f"{where} has another image_id than its annotation: the two files do not belong together")
+    image = PurePosixPath(cfg.image_pattern.format(image_id=image_id))
     return {"image_id": image_id, "question_id": question["question_id"], "question": field(question, "question", str, where),
-            "image_path": f"images/COCO_{cfg.subset}_{image_id:012d}.jpg",
+            "image_path": f"images/{image.name}", "image_source": image.as_posix(),
             "split": choose_split(image_id, cfg.seed, cfg.val_fraction, cfg.test_fraction),
             "question_type": field(annotation, "question_type", str, where, default=""),
             "answer_type": field(annotation, "answer_type", str, where, default="")}
@@ -238,32 +241,56 @@ def limit_rows(rows, max_questions):
     return sorted(hashed[:max_questions], key=lambda row: row["question_id"])
 
 
-def check_splits(rows, cfg):
+def check_splits(rows, parts):
     """Raise ValueError with the number of rows per split if a split has none, although it has a share of the images."""
-    sizes = Counter(row["split"] for row in rows)
-    wanted = {"train": cfg.val_fraction + cfg.test_fraction < 1, "val": cfg.val_fraction > 0, "test": cfg.test_fraction > 0}
+    sizes, first = Counter(row["split"] for row in rows), parts[0]
+    wanted = {"train": any(part.val_fraction + part.test_fraction < 1 for part in parts),
+              "val": any(part.val_fraction > 0 for part in parts), "test": any(part.test_fraction > 0 for part in parts)}
     if any(wanted[split] and sizes[split] == 0 for split in SPLITS):
         found = ", ".join(f"{split} {sizes[split]}" for split in SPLITS)
         raise ValueError(f"a split has no rows ({found}): keep more questions, or change --val-fraction "
-                         f"{cfg.val_fraction}, --test-fraction {cfg.test_fraction} or --seed {cfg.seed}")
+                         f"{first.val_fraction}, --test-fraction {first.test_fraction} or --seed {first.seed}")
 
 
 def keep_rows_with_image(rows, held_out, cfg):
-    """Collect the images and return the rows whose image is there and can be decoded.
+    """Collect the images. Returns (rows, held_out) without the rows whose image is missing or cannot be decoded.
 
-    A copy of an image (equal bytes) gets its split, in `rows` and `held_out`: no test image is trained on.
+    An evaluation server wants an answer to every question: official test questions stay, also without their image.
     """
-    image_of = {Path(row["image_path"]).name: row for row in rows}
-    missing, copies = collect_images(sorted(image_of), Path(cfg.output_dir), cfg.subset, cfg.image_dir, cfg.image_url,
-                                     cfg.workers)
-    split_of_copy = {image_of[name]["image_id"]: image_of[first]["split"] for name, first in copies.items()}
-    for row in [*rows, *held_out]:
-        row["split"] = split_of_copy.get(row["image_id"], row["split"])
-    kept = [row for row in rows if Path(row["image_path"]).name not in missing]
-    print(f"dropped {len(rows) - len(kept)}: image missing or unreadable")
-    if copies:
-        print(f"images that are copies of another one and get its split: {len(copies)} ({', '.join(list(copies)[:5])})")
-    return kept
+    source_of = {Path(row["image_path"]).name: row["image_source"] for row in rows}
+    missing, copies = collect_images(source_of, Path(cfg.output_dir), cfg.image_dir, cfg.image_url, cfg.workers)
+    is_official = cfg.protocol == "official" or cfg.subset in UNLABELLED
+    without = [row for row in rows if Path(row["image_path"]).name in missing]
+    dropped = {row["question_id"] for row in without if not (is_official and row["split"] == "test")}
+    print(f"dropped {len(dropped)}: image missing or unreadable")
+    if len(without) > len(dropped):
+        print(f"kept without an image: {len(without) - len(dropped)} test questions, for test.py --results-json")
+    rows = [row for row in rows if row["question_id"] not in dropped]
+    return unite_copies(rows, held_out, copies, is_official) if copies else (rows, held_out)
+
+
+def unite_copies(rows, held_out, copies, test_stays):
+    """(rows, held_out) with all copies of an image (equal bytes) in one split, that of the first: no test image is trained on.
+
+    `copies`: {file name: first name with the same bytes}. `test_stays`: test rows keep their split; training and validation
+    rows that show a copy of a test image are dropped.
+    """
+    print(f"images that are copies of another one and get its split: {len(copies)} ({', '.join(list(copies)[:5])})")
+    row_of = {Path(row["image_path"]).name: row for row in rows}
+    first_of = {row_of[name]["image_id"]: row_of[first]["image_id"] for name, first in copies.items()}
+    split_of = {row["image_id"]: row["split"] for row in rows}
+    tested = {first_of.get(key, key) for key, split in split_of.items() if test_stays and split == "test"}
+
+    def new_split(row):
+        first = first_of.get(row["image_id"], row["image_id"])
+        if first in tested:
+            return "test" if row["split"] == "test" else None
+        return split_of.get(first, row["split"])
+
+    united = [[row | {"split": split} for row in group if (split := new_split(row))] for group in (rows, held_out)]
+    if len(united[0]) < len(rows):
+        print(f"dropped {len(rows) - len(united[0])}: training image that is a copy of a test image")
+    return united
 
 
 def write_dataset(rows, held_out, output_dir):

@@ -1,7 +1,7 @@
 """From the rows of a CSV to batches: rows, dataset, batches, and `build_datasets`, which assembles them.
 
 metadata.csv defines the rows, qa_pairs.json adds the answers of all annotators. A CSV of your own needs only the columns
-image_path, question, answer. A batch is an index selection from stored states.
+image_path, question, and answer or answers. A batch is an index selection from stored states.
 """
 import contextlib
 import csv
@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 import torch
 
-from common.files import SPLITS, refuse_device
+from common.files import SPLITS, is_text, refuse_device
+from common.labels import majority_answer
 from features.pixels import MAX_UNREADABLE, decode_images
 from features.store import build_store, to_device_soon
 from vocab import PAD
@@ -24,7 +25,8 @@ from vocab import PAD
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # of a CSV that has no split column
 SPLIT_KEY = "generative-vqa-split"  # one constant key, so that train.py and test.py always agree
 SEPARATORS = ",;\t"
-KNOWN_COLUMNS = ("image_path", "question", "answer", "split", "question_id", "image_id", "question_type", "answer_type")
+KNOWN_COLUMNS = ("image_path", "question", "answer", "answers", "split", "question_id", "image_id", "question_type",
+                 "answer_type")
 GROUPED_DIGITS = re.compile(r"\d{1,3}([,\u00a0\u202f]\d{3})+")  # 18,394: a spreadsheet's way to write the id 18394
 
 
@@ -32,11 +34,12 @@ def read_rows(data_dir, need_answers=True, allow_outside=False, use_split=True):
     """All rows of `data_dir` (a folder with metadata.csv, or a CSV file) as a DataFrame of strings.
 
     Columns: question_id, image_id, image_path, question, answer, split, question_type, answer_type, and `answers`:
-    the list of all annotators' answers ([answer] without a qa_pairs.json, [] unless `need_answers`). Rows without a
-    question or a needed answer are dropped and counted. `allow_outside`: an image_path may leave the folder of the CSV.
+    the list of all annotators' answers, from the CSV's own column or from qa_pairs.json ([answer] without both, [] unless
+    `need_answers`). Rows without a question or a needed answer are dropped and counted.
+    `allow_outside`: an image_path may leave the folder of the CSV.
     Without `use_split` all rows are in the split "test". Raises FileNotFoundError or ValueError with one line.
     """
-    csv_path = Path(data_dir) if is_csv(data_dir) else Path(data_dir) / "metadata.csv"
+    csv_path = csv_file(data_dir)
     refuse_device(csv_path)
     if not csv_path.is_file():
         raise FileNotFoundError(f"{csv_path} not found: build the data set with `python mini_vqa_v2.py`, or name your own "
@@ -52,16 +55,24 @@ def read_rows(data_dir, need_answers=True, allow_outside=False, use_split=True):
         print(f"{csv_path}: {empty.sum()} rows without {' or '.join(needed)} are left out")
         rows = rows[~empty].reset_index(drop=True)
     if rows.empty:
-        raise ValueError(f"{csv_path} has no row with {' and '.join(needed)}")
-    if need_answers:
-        rows["answers"] = annotators_answers(rows, csv_path.with_name("qa_pairs.json"), has_ids)
-    else:
+        raise ValueError(f"{csv_path} has no row with {' and '.join(needed)}"
+                         + "; `test.py --data-csv` answers questions that have no answers" * need_answers)
+    if not need_answers:
         rows["answer"], rows["answers"] = "", [[] for _ in range(len(rows))]
+    elif "answers" not in rows:
+        rows["answers"] = annotators_answers(rows, csv_path.with_name("qa_pairs.json"), has_ids)
+    elif csv_path.with_name("qa_pairs.json").is_file():
+        print(f"{csv_path.with_name('qa_pairs.json')} is not used: the CSV has the column answers")
     return rows
 
 
 def is_csv(data_dir):
     return Path(data_dir).suffix.lower() in (".csv", ".tsv")
+
+
+def csv_file(data_dir):
+    """The CSV that `data_dir` names, or the metadata.csv in that folder."""
+    return Path(data_dir) if is_csv(data_dir) else Path(data_dir) / "metadata.csv"
 
 
 def data_folder(data_dir):
@@ -71,7 +82,7 @@ def data_folder(data_dir):
 
 def data_paths(data_dir):
     """The files of `data_dir` that no output may replace, besides the images, which may lie elsewhere."""
-    csv_path = Path(data_dir) if is_csv(data_dir) else Path(data_dir) / "metadata.csv"
+    csv_path = csv_file(data_dir)
     return [csv_path, *(csv_path.with_name(name) for name in ("qa_pairs.json", "held_out_annotators.json"))]
 
 
@@ -81,8 +92,8 @@ def read_csv(csv_path, need_answers=True, use_split=True):
     Cells are separated by commas, semicolons or tabs: spreadsheets write semicolons in some countries.
     Raises ValueError if the file is no such CSV; the message names the line.
     """
-    needed = ("image_path", "question", "answer") if need_answers else ("image_path", "question")
-    header, records, lines = parse_csv(csv_path, needed)
+    header, records, lines = parse_csv(csv_path)
+    needed = ("image_path", "question", "answer") if need_answers and "answers" not in header else ("image_path", "question")
     missing = [column for column in needed if column not in header]
     if missing:
         raise ValueError(f"{csv_path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
@@ -93,6 +104,8 @@ def read_csv(csv_path, need_answers=True, use_split=True):
             if GROUPED_DIGITS.fullmatch(cell):
                 raise ValueError(f"{csv_path}, line {line}: the {column} {cell!r:.60} is a number that a spreadsheet has "
                                  "grouped; format the column as text or as a number without separators, and save again")
+    if need_answers and "answers" in rows:
+        read_answers(rows, csv_path, lines)
     if "image_id" not in rows:
         rows["image_id"] = [posixpath.normpath(path) for path in rows["image_path"]]
     if not use_split:
@@ -110,7 +123,28 @@ def read_csv(csv_path, need_answers=True, use_split=True):
     return rows
 
 
-def parse_csv(csv_path, needed):
+def read_answers(rows, csv_path, lines):
+    """Turn the JSON cells of the column answers into lists of str; fill in the column answer where it is missing or empty.
+
+    The label is the most frequent answer, of several the alphabetically first. A row with only a label has [label]. `lines`:
+    the line of each row, for the message of the ValueError for a cell that is no list of texts.
+    """
+    labels = rows["answer"] if "answer" in rows else [""] * len(rows)
+    filled = []
+    for line, cell, label in zip(lines, rows["answers"], labels, strict=True):
+        try:
+            answers = json.loads(cell) if cell.strip() else []
+            if not isinstance(answers, list) or not all(isinstance(text, str) and is_text(text) for text in answers):
+                raise ValueError
+        except (ValueError, RecursionError):
+            raise ValueError(f"{csv_path}, line {line}: the cell of the column answers {cell!r:.60} is no JSON list of texts, "
+                             'such as ["a cat", "cat"]; in a CSV its quotes are doubled: "[""a cat"", ""cat""]"') from None
+        answers = [text for text in answers if text.strip()] or [label]
+        filled.append((label if label.strip() else majority_answer(answers)[0], answers))
+    rows["answer"], rows["answers"] = [label for label, _ in filled], [answers for _, answers in filled]
+
+
+def parse_csv(csv_path):
     """The header of a UTF-8 CSV, its records (lists of str, as long as the header) and the line where each begins.
 
     The header shows the separator. Rows without any text are left out and counted: spreadsheets write `,,,` for an empty row.
@@ -122,7 +156,7 @@ def parse_csv(csv_path, needed):
     except ValueError as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{csv_path} is not a UTF-8 CSV file ({error}): save it as CSV in UTF-8") from error
     records, lines, line, blank = [], [], 1, 0
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=find_separator(text, needed), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=find_separator(text), strict=True)
     try:
         for record in reader:
             if not any(map(str.strip, record)):
@@ -149,10 +183,11 @@ def parse_csv(csv_path, needed):
     return header, records[1:], lines[1:]
 
 
-def find_separator(text, needed):
-    """The separator that splits the first line with text into the columns `needed`; else a comma."""
+def find_separator(text):
+    """The separator that splits the first line with text into the columns image_path and question; else a comma."""
     first_line = next((line for line in text.splitlines() if line.strip(SEPARATORS + " ")), "").replace('"', "")
-    return next((mark for mark in SEPARATORS if set(needed) <= {name.strip().lower() for name in first_line.split(mark)}), ",")
+    return next((mark for mark in SEPARATORS
+                 if {"image_path", "question"} <= {name.strip().lower() for name in first_line.split(mark)}), ",")
 
 
 def split_of(image_path):
@@ -305,7 +340,7 @@ def require_annotators(rows):
     """Raise ValueError if `answer_choices` leaves nothing to choose: every row has only its label."""
     if all(set(texts) == {label} for texts, label in zip(answer_choices(rows), rows["answer"], strict=True)):
         raise ValueError(f"--answer-sampling humans: none of the {len(rows)} training rows has another answer than its "
-                         "label; put the annotators' answers into qa_pairs.json beside the CSV, or use "
+                         "label; put the annotators' answers into the CSV's column answers or into qa_pairs.json, or use "
                          "train.py --answer-sampling majority")
 
 

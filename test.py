@@ -5,6 +5,7 @@ gallery page, sample images with their answers, and two charts. Also:
     python test.py --test-csv other.csv                                     score all rows of another CSV
     python test.py --image photo.jpg --question "What is on the table?"     one question about one image
     python test.py --data-csv questions.csv                                 your own questions, without answers
+    python test.py --data-csv questions.csv --results-json answers.json     the same for VQA's evaluation server
     python test.py --compare A.csv B.csv                                    B - A, paired by question
     python test.py --compare A1.csv A2.csv --against B1.csv B2.csv          B - A over paired seeds
     python test.py --baselines-only                                         floors and one annotator, no model
@@ -25,7 +26,7 @@ from evaluation.fonts import report_missing_characters
 from evaluation.generation import answer_dataset, load
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
-from evaluation.results import answer_name, result_rows, write_results
+from evaluation.results import answer_name, read_question_ids, result_rows, write_results, write_results_json
 from features.overlap import count_trained, refuse_trained
 from features.trained_model import CheckpointConfig, find_local, load_model, read_checkpoint
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
@@ -48,6 +49,8 @@ class Config(CheckpointConfig):
     """one row per question"""
     metrics_json: str = "output/vqa_test_metrics.json"
     """scores, floors, ceilings, intervals"""
+    results_json: str | None = None
+    """answers in the format of VQA's evaluation server, one line for every question; None = not written"""
     results_dir: str = "results"
     """gallery page, sample images and charts"""
     num_pictures: int = 12
@@ -95,6 +98,8 @@ def check_settings(cfg):
         raise ValueError(f"{' and '.join(chosen)} cannot be used together: choose one of them")
     if chosen and chosen != ["--test-csv"] and cfg.true_answers is not None:
         raise ValueError(f"--true-answers cannot be used with {chosen[0]}: it is for answers that are scored")
+    if chosen and chosen[0] not in ("--data-csv", "--test-csv") and cfg.results_json is not None:
+        raise ValueError(f"--results-json cannot be used with {chosen[0]}: it is for answers to a data set")
     for flag, path in (("--data-csv", cfg.data_csv), ("--test-csv", cfg.test_csv)):
         if path is not None and not (is_csv(path) and Path(path).is_file()):
             raise FileNotFoundError(f"{flag} {path} is no CSV file that exists")
@@ -132,14 +137,17 @@ def choose_paths(cfg):
               "--question-only-checkpoint": [cfg.question_only_checkpoint], "--true-answers": [cfg.true_answers]}
     files = output_files(cfg)
     require_separate(files, {"--results-dir": cfg.results_dir}, inputs)
-    for (flag, path), suffix in zip(files.items(), (".csv", ".json"), strict=True):
+    for flag, path in files.items():
+        suffix = f".{flag.rpartition('-')[2]}"
         if Path(path).exists() and Path(path).suffix.lower() != suffix:  # an image, or a checkpoint
             raise ValueError(f"{flag} {path} exists and is no {suffix} file: choose another one")
     return cfg
 
 
 def output_files(cfg):
-    return {"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json}
+    """{flag: path} of the files that are written besides those in --results-dir."""
+    optional = {} if cfg.results_json is None else {"--results-json": cfg.results_json}
+    return {"--results-csv": cfg.results_csv, "--metrics-json": cfg.metrics_json, **optional}
 
 
 def load_tested(cfg):
@@ -154,7 +162,7 @@ def load_tested(cfg):
 
 def answer_split(cfg):
     """Answer and score one split, or all rows of `test_csv`; write and print everything."""
-    trained = load_tested(cfg)
+    trained, question_ids = load_tested(cfg), read_question_ids(cfg)
     rows, held_out = read_scored_rows(cfg)
     dataset = load_dataset(trained, rows, cfg)
     tested, answer_max_len = dataset.rows.to_dict("records"), trained.model.config.answer_max_len
@@ -180,7 +188,9 @@ def answer_split(cfg):
                "trained_images": trained_images, **metrics}
     write_json(cfg.metrics_json, metrics)
     print_table(metrics)
-    write_results(result_rows(tested, answers, data_folder(cfg.data_dir), scores), metrics, cfg)
+    results = result_rows(tested, answers, data_folder(cfg.data_dir), scores)
+    write_results_json(question_ids, results, texts["answer"], cfg)
+    write_results(results, metrics, cfg)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
@@ -242,11 +252,13 @@ def oracle_ceiling(question_ids, path):
 
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
-    trained = load_tested(cfg)
+    trained, question_ids = load_tested(cfg), read_question_ids(cfg)
     rows = read_rows(cfg.data_csv, need_answers=False, allow_outside=cfg.allow_outside, use_split=False)
     dataset = load_dataset(trained, rows, cfg)
     answers = answers_of(trained, dataset, cfg)
-    write_results(result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv)), None, cfg)
+    results = result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv))
+    write_results_json(question_ids, results, trained.checkpoint["training_texts"]["answer"], cfg)
+    write_results(results, None, cfg)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
 
 

@@ -31,27 +31,28 @@ MANIFEST_HEADER = "name,bytes,sha256,status\n"
 MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)$", re.MULTILINE)
 
 
-def collect_images(names, output_dir, subset, image_dir, image_url, workers):
-    """Put the images `names` into output_dir/images: copies from `image_dir`, or downloads if that is None.
+def collect_images(source_of, output_dir, image_dir, image_url, workers):
+    """Put images into output_dir/images: copies from `image_dir`, or downloads if that is None.
 
+    `source_of`: {file name: path below `image_url` or `image_dir`}; a local image may also lie in `image_dir` itself.
     Returns the set of missing names, and the copies: {name: first name with the same bytes}. missing.csv lists the missing
     names with reasons; their number and examples are printed. Raises ValueError if more than MAX_MISSING_SHARE are missing
     (a download stops as soon as that is certain), or if more than MAX_COPIES_SHARE are copies.
     """
-    folder = output_dir / "images"
+    names, folder = sorted(source_of), output_dir / "images"
     folder.mkdir(exist_ok=True)
     remove_temporaries(folder)
     keep_memory()
     known = read_manifest(output_dir / "manifest.csv")
     max_missing = MAX_MISSING_SHARE * len(names)
     if image_dir is not None:
-        copy = partial(copy_image, Path(image_dir), subset, known, folder)
+        copy = partial(copy_image, Path(image_dir), source_of, known, folder)
         complete, failed = run_in_threads("copying", names, copy, workers)
     else:
         present = [name for name in names if (folder / name).exists()]
         complete, _ = run_in_threads("checking", present, partial(check_file, known, folder), workers)
         needed = [name for name in names if name not in complete]
-        download = partial(download_image, open_session(workers), f"{image_url.rstrip('/')}/{subset}", folder)
+        download = partial(download_image, open_session(workers), image_url.rstrip("/"), source_of, folder)
         downloaded, failed = run_in_threads("downloading", needed, download, workers, max_missing)
         complete |= downloaded
     if hasattr(os, "sync"):  # not on Windows
@@ -135,22 +136,22 @@ def check_file(known, folder, name):
     return found
 
 
-def download_image(session, folder_url, folder, name):
+def download_image(session, image_url, source_of, folder, name):
     """Download one image; returns (bytes, sha256). Raises ValueError with the reason."""
-    body = download_body(session, f"{folder_url}/{name}", MAX_IMAGE_BYTES, MAX_SECONDS, check_image)
+    body = download_body(session, f"{image_url}/{source_of[name]}", MAX_IMAGE_BYTES, MAX_SECONDS, check_image)
     with atomic_write(folder / name, durable=False) as temporary:
         temporary.write_bytes(body)
     return len(body), hashlib.sha256(body).hexdigest()
 
 
-def copy_image(image_dir, subset, known, folder, name):
-    """Copy one image of `image_dir` or its subfolder; returns (bytes, sha256). Raises ValueError.
+def copy_image(image_dir, source_of, known, folder, name):
+    """Copy one image of `image_dir` or its subfolders; returns (bytes, sha256). Raises ValueError.
 
     A hard link would save space, but whoever edits the copy would edit the original.
     """
     path, source = folder / name, image_dir / name
     if not source.exists():
-        source = image_dir / subset / name
+        source = image_dir / source_of[name]
     body, found = read_file(source)
     if known.get(name) != found:
         check_image(body)

@@ -1,6 +1,7 @@
-"""What an evaluation writes beside the metrics file: the results CSV, the gallery page, single images and charts."""
+"""What an evaluation writes beside the metrics file: results CSV, server's JSON, gallery page, single images and charts."""
 import csv
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from evaluation.drawing import draw_overview, draw_prediction, drawn_texts
 from evaluation.fonts import report_missing_characters
 from evaluation.gallery import write_gallery
 from evaluation.metrics import SCORE_COLUMNS
+from preprocess import csv_file, read_csv
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
            "question_type", "answer_type")
+INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
 CHARTS = ("overview", "scores", "calibration")  # PNGs beside the single images, which are named after their question_id
 
 
@@ -37,6 +40,44 @@ def write_csv(rows, path):
     """The results CSV. Every text is quoted: many readers take a carriage return without quotes as the end of a row."""
     with atomic_write(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def read_question_ids(cfg):
+    """All question ids (list of int) for --results-json, also of rows that cannot be answered; None without the flag.
+
+    Raises ValueError if one is no integer: the evaluation server takes no other ids.
+    """
+    if cfg.results_json is None:
+        return None
+    csv_path, use_split = csv_file(cfg.data_dir), cfg.test_csv is None and cfg.data_csv is None
+    rows = read_csv(csv_path, need_answers=False, use_split=use_split)  # without use_split all are in the split test
+    if "question_id" not in rows:
+        raise ValueError(f"--results-json needs the evaluation server's question ids: {csv_path} has no column question_id")
+    ids = rows.loc[rows["split"] == cfg.split, "question_id"]
+    if wrong := [text for text in ids if not INTEGER.fullmatch(text)]:
+        raise ValueError(f"--results-json needs integers as question ids: {csv_path} has {wrong[0]!r:.60}")
+    return [int(text) for text in ids]
+
+
+def write_results_json(question_ids, rows, training_answers, cfg):
+    """--results-json: a list of {"question_id": int, "answer": str}, a line for each of `read_question_ids`.
+
+    A question without a row, since its image is unreadable, gets the empty answer; such questions are counted.
+    training_answers: the labels that the model was trained on. A note says if all of them are longer than usual answers.
+    """
+    if question_ids is None:
+        return
+    predictions = {int(row["question_id"]): row["prediction"] for row in rows}
+    lines = [json.dumps({"question_id": number, "answer": predictions.get(number, "")}) for number in question_ids]
+    with atomic_write(cfg.results_json) as temporary:
+        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    print(f"for the evaluation server: {len(lines)} answers in {cfg.results_json}, {len(lines) - len(predictions)} of them "
+          "empty, since the image is unreadable or the row is left out")
+    fewest = min(len(answer.split()) for answer in training_answers)
+    if fewest > 1:  # the shares of docs/data.md
+        print(f"note: every label in training had {fewest} or more words. Such a model cannot score well there, since 94 % of "
+              "VQA v2's majority answers have one word and 2 % three or more: build the data set with `mini_vqa_v2.py "
+              "--min-answer-words 1 --min-agreement 1` and train again")
 
 
 def write_results(rows, metrics, cfg):

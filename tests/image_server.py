@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw
 
-IMAGE_PATH = re.compile(r"/(train2014|val2014)/COCO_\1_\d{12}\.jpg")
+IMAGE_PATH = re.compile(r"/(train2014|val2014|test2015)/COCO_\1_\d{12}\.jpg")
 PAGE = b"<!doctype html><html><body>Please log in</body></html>"
 
 

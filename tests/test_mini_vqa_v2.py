@@ -458,7 +458,7 @@ def test_a_file_in_place_of_a_folder_is_named(run, tmp_path):
         assert f"{flag} {tmp_path / 'file'} is not a folder" in run(flag, tmp_path / "file", expect=2)
 
 
-@pytest.mark.parametrize("flags", [["--min-words", "3"], ["--subset", "test2015"]], ids=str)
+@pytest.mark.parametrize("flags", [["--min-words", "3"], ["--subset", "test2014"]], ids=str)
 def test_an_unknown_flag_or_subset_stops_the_script(flags, run_script, tmp_path):
     errors = run_script("mini_vqa_v2.py", "--output-dir", tmp_path / "out", *flags, expect=2).stderr
     assert flags[0] in errors and "Traceback" not in errors and not (tmp_path / "out").exists()

@@ -160,6 +160,52 @@ def test_a_damaged_qa_pairs_json_is_refused(content, tmp_path):
         read_rows(tmp_path)
 
 
+CATS = ["a cat", "a cat", "tabby"]
+
+
+@pytest.mark.parametrize(("cells", "label", "answers"), [
+    ({"answers": json.dumps(CATS)}, "a cat", CATS),
+    ({"Answers ": json.dumps(CATS), "answer": "tabby"}, "tabby", CATS),
+    ({"answers": json.dumps(CATS), "answer": " "}, "a cat", CATS),
+    ({"answers": '["b", "a", "B"]'}, "B", ["b", "a", "B"]),
+    ({"answers": r'["caf\u00e9, two\nlines"]'}, "café, two\nlines", ["café, two\nlines"]),
+    ({"answers": " ", "answer": "x"}, "x", ["x"]), ({"answers": "[]", "answer": "x"}, "x", ["x"]),
+    ({"answers": '[" ", "x"]'}, "x", ["x"])],
+    ids=["no label", "a label of one's own", "an empty label", "a tie", "escapes", "no cell", "empty list", "an empty text"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_cell_may_hold_the_answers_of_several_annotators(separator, cells, label, answers, tmp_path):
+    text = pd.DataFrame([{"image_path": "a.jpg", "question": "q"} | cells]).to_csv(index=False, sep=separator)
+    rows = read_rows(write_csv(tmp_path, text))
+    assert rows["answer"].tolist() == [label] and rows["answers"].tolist() == [answers]
+
+
+@pytest.mark.parametrize("cell", ["a cat", '["a cat", 3]', '"a cat"', "['a cat']", '{"answer": "a cat"}', "3", '["a cat"',
+                                  r'["\ud83d"]', "[" * 100_000], ids=lambda cell: cell[:10])
+def test_a_cell_that_is_no_list_of_texts_is_named_by_its_line(cell, tmp_path):
+    rows = pd.DataFrame({"image_path": "a.jpg", "question": ["two\nlines", "q"], "answers": [json.dumps(CATS), cell]})
+    with pytest.raises(ValueError, match=r"own.csv, line 4: .* is no JSON list of texts, such as \[") as error:
+        read_rows(write_csv(tmp_path, rows.to_csv(index=False)))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300 + len(str(tmp_path))
+    assert len(read_rows(tmp_path / "own.csv", need_answers=False)) == 2, "--data-csv needs no answers"
+
+
+def test_rows_without_any_answer_are_left_out(tmp_path, capsys):
+    rows = read_rows(write_csv(tmp_path, 'image_path,question,answers\na.jpg,q,[]\nb.jpg,q,"[""x""]"\nc.jpg,q,\n'))
+    assert rows["image_path"].tolist() == ["b.jpg"]
+    assert "2 rows without question or answer are left out" in capsys.readouterr().out
+
+
+def test_a_column_answers_gives_what_qa_pairs_json_gives_and_goes_before_it(data_dir, tmp_path, capsys):
+    expected = read_rows(data_dir)
+    rows = pd.read_csv(data_dir / "metadata.csv", dtype=str, keep_default_na=False)
+    rows["answers"] = expected["answers"].map(json.dumps)
+    rows.to_csv(tmp_path / "own.csv", index=False)
+    pd.testing.assert_frame_equal(read_rows(tmp_path / "own.csv"), expected, check_like=True)
+    (tmp_path / "qa_pairs.json").write_text("[]")
+    pd.testing.assert_frame_equal(read_rows(tmp_path / "own.csv"), expected, check_like=True)
+    assert "qa_pairs.json is not used: the CSV has the column answers" in capsys.readouterr().out
+
+
 def test_the_split_of_an_own_image_is_constant_and_near_its_share():
     splits = pd.Series([split_of(f"{number}.jpg") for number in range(5000)])
     shares = splits.value_counts(normalize=True)

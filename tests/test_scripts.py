@@ -100,6 +100,21 @@ def test_all_rows_of_a_separate_test_file_are_scored(score, data_dir, tmp_path):
     assert f"answering {metrics['num_questions']} of 30 rows" in output and "--test-csv answers all rows" in output
 
 
+def test_a_csv_with_several_answers_is_trained_on_and_scored_against_all(score, data_dir, train_flags, tmp_path):
+    """The column answers instead of answer and qa_pairs.json: the same scores, and training on the annotators' answers."""
+    _, expected, _ = score("--num-pictures", 0)
+    own = shutil.copytree(data_dir, tmp_path / "own")
+    answers = {str(pair["question_id"]): pair["answers"] for pair in json.loads((own / "qa_pairs.json").read_text())}
+    rows = pd.DataFrame(tiny.read_csv(own / "metadata.csv")).drop(columns="answer")
+    rows["answers"] = [json.dumps(answers[question_id]) for question_id in rows["question_id"]]
+    rows.to_csv(own / "own.csv", index=False)
+    (own / "qa_pairs.json").unlink()
+    output, metrics, _ = score("--num-pictures", 0, data=("--data-dir", own / "own.csv"))
+    assert metrics == expected and "10 annotations each" in output
+    call_script("train.py", *train_flags, "--data-dir", own / "own.csv", "--answer-sampling", "humans", "--output-dir", "out",
+                "--cache-dir", "cache", cwd=tmp_path)
+
+
 def test_references_are_the_original_strings(score, tmp_path):
     """The published implementation scores references that went through its vocabulary: <unk> matches <unk>."""
     rows = tiny.write_data(tmp_path / "data")
