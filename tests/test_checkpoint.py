@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from features import trained_model
 from features.trained_model import load_model, read_checkpoint
 from training.checkpoint import save_checkpoint
 
@@ -60,3 +61,17 @@ def test_a_truncated_checkpoint_and_a_flipped_byte_are_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(whole[:6000] + bytes([whole[6000] ^ 1]) + whole[6001:])
     with pytest.raises(ValueError, match="does not match its checksum"):
         read_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_missing_checkpoint_names_one_that_exists(tmp_path, monkeypatch):
+    """A newcomer had trained the demo only, and the message asked to train first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trained_model, "ROOT", tmp_path / "repository")
+    for there, named in ((None, "or name one with --checkpoint"), ("repository/demo", "demo/vqa_checkpoint.pt is there"),
+                         ("output/demo/fine_tuning", "output/demo/fine_tuning/vqa_checkpoint.pt is there"),
+                         ("output/a", "output/a/vqa_checkpoint.pt is there")):
+        if there:
+            (tmp_path / there).mkdir(parents=True)
+            (tmp_path / there / "vqa_checkpoint.pt").touch()
+        with pytest.raises(FileNotFoundError, match=f"checkpoint x.pt not found: train first .*{named}$"):
+            read_checkpoint("x.pt")
