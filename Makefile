@@ -1,3 +1,4 @@
+# make help       these lines
 # make demo       data, both stages, scores and a table; four to seven minutes on two cores after installation
 # make demo-data  only the demo's data set
 # make test       lint and tests
@@ -20,7 +21,10 @@ QUESTION_ONLY = output/demo/question_only
 DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint $(QUESTION_ONLY)/vqa_checkpoint.pt \
   --true-answers demo/vqa_v2/true_answers.json
 
-.PHONY: demo demo-data test test-slow ablations lint clean install
+.PHONY: help demo demo-data test test-slow ablations lint clean install
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 install: .venv/installed
 

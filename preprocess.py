@@ -316,9 +316,9 @@ def report_answers(rows, vocab, answer_max_len):
     truncated, longest = sum(len(words) > answer_max_len - 1 for words in tokens), max(map(len, tokens))
     remedy = f" (the longest has {longest}: see train.py --answer-max-len)" if truncated else ""
     unknown = sum(word not in vocab.ids for words in tokens for word in words)
-    total = sum(map(len, tokens))
+    total, rare = sum(map(len, tokens)), ": see train.py --min-word-freq" if unknown else ""
     print(f"answers ({rows['split'].iloc[0]}): {len(tokens)} rows, {truncated} truncated to {answer_max_len - 1} words"
-          f"{remedy}, {unknown} of {total} words unknown ({unknown / total:.1%})")
+          f"{remedy}, {unknown} of {total} words unknown ({unknown / total:.1%}{rare})")
 
 
 def answer_choices(rows):

@@ -1,15 +1,18 @@
 """The command line of every script: a settings dataclass becomes flags, an expected error becomes one line."""
+import argparse
 import dataclasses
 import os
 import re
 import shutil
 import signal
 import sys
+from typing import Annotated
 
 from common import terminal
+from common.config_file import read_config
 
 terminal.replace_closed_streams()
-terminal.watch_imports()
+terminal.announce_imports()
 # Rounds of OpenMP's busy loop, in which its threads wait for each other, before a thread gives up its core. With OpenMP's own
 # 300,000 every step waits for a thread that has no core, if other programs run (docs/machines.md). Read when torch is imported.
 SPIN_COUNT = "1000"
@@ -89,10 +92,19 @@ def environment_number(name, default):
 
 
 def parse_flags(config_class):
+    """The settings: defaults, over them those of the file that --config names, over them the flags."""
     import tyro
     if shutil.get_terminal_size().columns < MIN_COLUMNS:  # tyro never ends on a very narrow terminal
         os.environ["COLUMNS"] = str(MIN_COLUMNS)
-    return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+    config = Annotated[str | None, tyro.conf.arg(metavar="FILE", help=(
+        "start from the settings of an earlier run, the config.json beside its checkpoint; other flags change them"))]
+    flags_class = dataclasses.make_dataclass(config_class.__name__, [("config", config, None)], bases=(config_class,))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    path = parser.parse_known_args()[0].config
+    values = {} if path is None else read_config(path, config_class)
+    flags = tyro.cli(flags_class, default=flags_class(**values), description=sys.modules[config_class.__module__].__doc__)
+    return config_class(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(config_class)})
 
 
 def print_settings(cfg):

@@ -1,10 +1,14 @@
-"""Standard output and error: text that cannot be shown ends no run, and Ctrl-C is one line from the first import on."""
+"""Standard output and error: text that cannot be shown ends no run, and Ctrl-C is one line from the first import on.
+
+A script says at once that it has started: its libraries take seconds to load.
+"""
 import os
 import signal
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT_FOLDERS = (ROOT, ROOT / "demo", ROOT / "benchmarks")
 BROKEN_PIPE = 141  # what a shell reports for other programs whose reader has ended
 
 
@@ -66,11 +70,20 @@ def end_imports_at_once(number, frame):
     os._exit(130)
 
 
-def watch_imports():
-    """Set `end_imports_at_once`, but only in our own scripts, and not if Ctrl-C is ignored, as in a background job."""
+def announce_imports():
+    """Say that libraries are loaded, which takes seconds, and set `end_imports_at_once`; but only in our own scripts.
+
+    Not for --help, whose output may be piped, and not in further processes of torchrun. If Ctrl-C is ignored, as in a
+    background job, it stays ignored.
+    """
     main_file = Path(getattr(sys.modules["__main__"], "__file__", None) or "nowhere/else").resolve()
-    if main_file.parent == ROOT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if main_file.parent not in SCRIPT_FOLDERS:
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_imports_at_once)
+    if not {"-h", "--help"} & set(sys.argv) and os.environ.get("RANK", "0") == "0":
+        protect_streams()
+        print(f"{main_file.name}: loading libraries", flush=True)
 
 
 def imports_have_ended():

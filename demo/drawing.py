@@ -140,8 +140,9 @@ def _sky(scene, width, height):
     grey = {"day": (150, 162, 172), "evening": (160, 130, 130), "night": (45, 48, 62)}[scene.time]
     share = {"clear": 0.0, "cloudy": 0.55, "rainy": 0.8, "snowy": 0.5}[scene.weather]
     top, bottom = mix(top, grey, share), mix(bottom, grey, share * 0.7)
-    mask = Image.linear_gradient("L").resize((1, height)).resize((width, height), Image.Resampling.NEAREST)
-    return Image.composite(Image.new("RGB", (width, height), bottom), Image.new("RGB", (width, height), top), mask)
+    mask = Image.linear_gradient("L").resize((1, height))
+    column = Image.composite(Image.new("RGB", (1, height), bottom), Image.new("RGB", (1, height), top), mask)
+    return column.resize((width, height), Image.Resampling.NEAREST)
 
 
 def _heavens(draw, scene, width, height, horizon, rng):

@@ -4,8 +4,10 @@ Reads the settings of the encoders' pretraining. Writes OUTPUT_DIR/train2014/COC
 of VQA v2 (questions, and annotations with ten simulated answers each), and true_answers.json: for each question the usual
 phrase for the true scene. Prints the number of questions of each kind. No image that mini_vqa_v2.py, with its default
 split, puts into training shows one of `world.HELD_OUT`.
-6,000 scenes take about half a minute on two cores. The same seed gives the same bytes with any number of workers.
+6,000 scenes take about a quarter of a minute on two cores. The same seed gives the same bytes with any number of workers.
+If the same settings and the same code wrote the files that are there, nothing is drawn again.
 """
+import hashlib
 import json
 import random
 import sys
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import PIL
 from tqdm.contrib.concurrent import process_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, for imports
@@ -25,7 +28,11 @@ from demo.drawing import draw_scene
 from demo.questions import ask
 from demo.world import belongs_to_demo, change_one_fact, family_of, sample_scene, without_held_out
 
-ENCODERS = Path(__file__).resolve().parent / "encoders"
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAINING = ROOT / "demo/encoders/settings_clip.json"
+# what the files depend on, besides the settings
+CODE = [ROOT / name for name in ("mini_vqa_v2.py", "demo/make_scenes.py", "demo/world.py", "demo/drawing.py",
+                                 "demo/questions.py")]
 SUBSET = "train2014"
 JPEG_QUALITY = 88
 LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT: drawn by demo/make_scenes.py"}
@@ -60,19 +67,33 @@ def is_training_image(image_id):
     return mini_vqa_v2.choose_split(image_id, split.seed, split.val_fraction, split.test_fraction) == "train"
 
 
-def banned_descriptions(seed, image_ids):
+def banned_descriptions(seed, image_ids, workers=1):
     """Descriptions (frozenset of str) of demo scenes whose mirror image was in the pretraining set.
 
     Pretraining shows every scene mirrored too, and a mirror image may fall on the demo's side of the hash. The
     pretraining scenes are sampled again, without drawing them, from the settings stored with the encoders.
     """
-    pretraining = json.loads((ENCODERS / "settings_clip.json").read_text(encoding="utf-8"))
-    seen = {scene.mirrored().description() for number in range(pretraining["num_families"])
-            for scene in family_of(pretraining["seed"], number)}
-    banned = set()
-    while clashes := seen & {demo_scene(seed, image_id, banned)[0].description() for image_id in image_ids}:
+    pretraining = json.loads(PRETRAINING.read_text(encoding="utf-8"))
+    mirrored = process_map(partial(mirrored_descriptions, pretraining["seed"]), range(pretraining["num_families"]),
+                           max_workers=workers, chunksize=250, desc="pretraining's scenes", unit=" families")
+    seen, banned = set().union(*mirrored), set()
+    described = dict(zip(image_ids, process_map(partial(demo_description, seed), image_ids, max_workers=workers,
+                                                chunksize=250, desc="the demo's scenes", unit=" scenes"), strict=True))
+    while clashes := seen & set(described.values()):
         banned |= clashes
+        described |= {image_id: demo_description(seed, image_id, banned)
+                      for image_id, description in described.items() if description in clashes}
     return frozenset(banned)
+
+
+def mirrored_descriptions(seed, number):
+    """Descriptions of the mirrored scenes of one pretraining family that are on the demo's side of the hash."""
+    mirrored = [scene.mirrored() for scene in family_of(seed, number)]
+    return [scene.description() for scene in mirrored if belongs_to_demo(scene)]
+
+
+def demo_description(seed, image_id, banned=frozenset()):
+    return demo_scene(seed, image_id, banned)[0].description()
 
 
 def make_questions(image_id, scene, rng):
@@ -105,12 +126,16 @@ def official_entries(image_id, question_id, item):
 def main(cfg):
     settings.check_ranges(cfg, num_scenes=settings.COUNT, workers=(1, 256))
     folder = Path(cfg.output_dir)
-    image_dir = folder / SUBSET
+    image_dir, finished = folder / SUBSET, folder / "finished.txt"
+    if finished.is_file() and finished.read_text(encoding="utf-8") == state_of(folder, cfg):
+        print(f"{folder} holds these {cfg.num_scenes} scenes already: nothing is drawn")
+        return
     image_dir.mkdir(parents=True, exist_ok=True)
+    finished.unlink(missing_ok=True)
     for stale in image_dir.glob(f"COCO_{SUBSET}_*.jpg"):
         stale.unlink()
     image_ids = range(1, cfg.num_scenes + 1)
-    banned = banned_descriptions(cfg.seed, image_ids)
+    banned = banned_descriptions(cfg.seed, image_ids, cfg.workers)
     draw = partial(make_image, seed=cfg.seed, image_dir=image_dir, banned=banned)
     asked = process_map(draw, image_ids, max_workers=cfg.workers, chunksize=32, desc="scenes", unit=" scenes")
     print(f"{len(banned)} scenes were replaced: their mirror image was in the pretraining set")
@@ -124,9 +149,19 @@ def main(cfg):
     write_compact(folder / f"v2_mscoco_{SUBSET}_annotations.json", head | {"annotations": annotations})
     write_json(folder / "true_answers.json", {str(1000 * image_id + number): item["usual"] for image_id, items in
                                               zip(image_ids, asked, strict=True) for number, item in enumerate(items)})
+    with atomic_write(finished) as temporary:  # last: an interrupted run has none
+        temporary.write_text(state_of(folder, cfg), encoding="utf-8")
     kinds = Counter(item["kind"] for items in asked for item in items)
     print(f"{len(asked)} images and {kinds.total()} questions with ten answers each in {folder}")
     print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
+
+
+def state_of(folder, cfg):
+    """Hash (str) of all that decides the files' content, settings, code and Pillow, and of the files' names and sizes."""
+    code = [path.read_text(encoding="utf-8") for path in (*CODE, PRETRAINING)]
+    files = sorted([*folder.glob("*.json"), *folder.glob(f"{SUBSET}/COCO_{SUBSET}_*.jpg")])
+    sizes = [(path.name, path.stat().st_size) for path in files]
+    return hashlib.sha256(repr([cfg.num_scenes, cfg.seed, PIL.__version__, code, sizes]).encode()).hexdigest() + "\n"
 
 
 def write_compact(path, value):

@@ -1,9 +1,11 @@
-"""The last step of `make demo`: prints one table with floors, both stages, one annotator and the ceiling, and the files.
+"""The last step of `make demo`: prints one table with floors, both stages, one annotator and the ceiling, the files, and
+three commands to go on with.
 
 The ceiling is an oracle: the usual phrase for the true scene. Reads the metrics and the results CSV that test.py wrote
 for each stage. Writes nothing.
 """
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,10 @@ class Config:
     """path prefix of stage 2's files"""
     results_dir: str = "results/demo"
     """sample images and gallery of stage 2"""
+    checkpoint: str = "output/demo/fine_tuning/vqa_checkpoint.pt"
+    """of stage 2"""
+    data_dir: str = "demo/mini_vqa_v2"
+    """the demo's data set"""
 
 
 def main(cfg):
@@ -46,6 +52,7 @@ def main(cfg):
           f"({display_name(blind)}).")
     print(f"\nanswers  {results[1]}\nscores   {cfg.stage_2}_metrics.json\nimages   {cfg.results_dir}/overview.png\n"
           f"gallery  {cfg.results_dir}/index.html")
+    print_next_commands(table.iloc[0], cfg)
 
 
 def print_table(stage_1, stage_2):
@@ -66,6 +73,19 @@ def print_table(stage_1, stage_2):
         low, high = scores[HEADLINE]["ci95"]
         print(f"{label:<40}{scores[HEADLINE]['value']:>20.1f}  {f'[{low:.1f}, {high:.1f}]':<14}"
               f"{scores['exact_match']['value']:>12.1f}{scores['vqa_accuracy']['value']:>14.1f}")
+
+
+def print_next_commands(row, cfg):
+    """Print three commands to copy. `row`: the tested question that the second one asks again."""
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    image = Path(cfg.data_dir) / row["image_path_b"]
+    commands = {
+        "look at all answers": ["-m", "webbrowser", (Path(cfg.results_dir) / "index.html").resolve().as_uri()],
+        "ask about an image": ["test.py", "--checkpoint", cfg.checkpoint, "--image", image, "--question", row["question_b"]],
+        "train on your own CSV with the columns image_path, question, answer": ["train.py", "--data-dir", "folder/my.csv"]}
+    for purpose, command in commands.items():
+        print(f"\n# {purpose}\n{shlex.join(map(str, [python, *command]))}")
 
 
 if __name__ == "__main__":

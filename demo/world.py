@@ -58,7 +58,8 @@ class Scene:
 
     def description(self):
         """The facts as one string. Two drawings of the same facts have the same description."""
-        things = sorted("/".join(str(value) for value in dataclasses.astuple(thing)) for thing in self.things)
+        things = sorted(f"{thing.kind}/{thing.color}/{thing.trim}/{thing.size}/{thing.action}/{thing.layer}/{thing.column}"
+                        for thing in self.things)
         return "|".join([self.time, self.weather, self.ground, *things])
 
     def mirrored(self):

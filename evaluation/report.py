@@ -6,6 +6,7 @@ import regex
 from common.settings import printable
 from evaluation.baselines import display_name, one_annotator
 from evaluation.bootstrap import (
+    MIN_IMAGES,
     MIN_TYPE_ROWS,
     brier_score,
     by_type,
@@ -114,6 +115,9 @@ def print_table(metrics):
             print_types(kind, metrics[f"by_{kind}"], metrics["hidden_types"].get(kind, {}))
         print_details(metrics)
         print(f"\nverdict: {verdict_sentence(metrics)}")
+    if metrics["num_images"] < MIN_IMAGES:
+        print(f"{metrics['num_images']} images are too few to tell models apart, {MIN_IMAGES} are the least: give more rows "
+              "the split test, by the column split or by mini_vqa_v2.py --test-fraction")
 
 
 def _cell(value):

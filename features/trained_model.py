@@ -69,8 +69,9 @@ def read_checkpoint(path, keys=KEYS):
             damaged = archive.testzip()  # torch.load does not compare the checksums
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
+        existing = next((f": {other} is there" for other in existing_checkpoints()), "")
         raise FileNotFoundError(f"checkpoint {path} not found: train first (`python train.py`, then `python fine_tune.py`), "
-                                "or name one with --checkpoint") from error
+                                f"or name one with --checkpoint{existing}") from error
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder: name the checkpoint in it") from error
     except UNREADABLE_CHECKPOINT as error:
@@ -85,6 +86,13 @@ def read_checkpoint(path, keys=KEYS):
     if missing:
         raise ValueError(f"{path} is not a checkpoint of this program: it lacks {', '.join(missing)}")
     return content
+
+
+def existing_checkpoints():
+    """Paths of checkpoints to name in a message: those of runs below the working folder's output/, then the demo's."""
+    demo = ROOT / "demo/vqa_checkpoint.pt"
+    demo = demo.relative_to(Path.cwd()) if demo.is_relative_to(Path.cwd()) else demo
+    return sorted(Path("output").rglob("vqa_checkpoint.pt")) + [demo] * demo.is_file()
 
 
 def load_model(checkpoint, cfg=None):

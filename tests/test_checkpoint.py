@@ -7,6 +7,7 @@ import torch
 from conftest import call_scripts
 from test_encoders import hub_folder
 
+from features import trained_model
 from features.trained_model import load_model, read_checkpoint
 from training.checkpoint import save_checkpoint
 
@@ -84,3 +85,17 @@ def test_a_checkpoint_comes_from_the_hub_with_its_encoders_beside_it(stage_one, 
         assert f"the weights of {name} are not in the hub cache" in line and "--checkpoint FOLDER/vqa_checkpoint.pt" in line
     assert "from hf:me/model (epoch 1" in outputs[4] and "scores output/vqa_test_metrics.json" in outputs[5]
     assert read_checkpoint(tmp_path / "two/vqa_checkpoint.pt")["settings"]["checkpoint"] == "hf:me/model"
+
+
+def test_a_missing_checkpoint_names_one_that_exists(tmp_path, monkeypatch):
+    """A newcomer had trained the demo only, and the message asked to train first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trained_model, "ROOT", tmp_path / "repository")
+    for there, named in ((None, "or name one with --checkpoint"), ("repository/demo", "demo/vqa_checkpoint.pt is there"),
+                         ("output/demo/fine_tuning", "output/demo/fine_tuning/vqa_checkpoint.pt is there"),
+                         ("output/a", "output/a/vqa_checkpoint.pt is there")):
+        if there:
+            (tmp_path / there).mkdir(parents=True)
+            (tmp_path / there / "vqa_checkpoint.pt").touch()
+        with pytest.raises(FileNotFoundError, match=f"checkpoint x.pt not found: train first .*{named}$"):
+            read_checkpoint("x.pt")

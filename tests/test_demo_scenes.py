@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from demo import world
+from demo import make_scenes, world
 from demo.drawing import draw_scene
 from demo.make_scenes import banned_descriptions, demo_scene, is_training_image, make_questions
 from demo.pretraining import captions, clip_training, gpt2_training
@@ -85,7 +85,33 @@ def test_files_do_not_depend_on_workers_or_hash_seed_and_have_the_layout_of_vqa_
     usual = [annotation["multiple_choice_answer"] == true_answers[str(annotation["question_id"])]
              for annotation in annotations_file["annotations"]]
     assert 0.9 < np.mean(usual) < 1, "most annotators give the usual phrase for the true scene"
-    assert len(files) == 43 and any(w > h for w, h in sizes) and any(w < h for w, h in sizes)
+    assert len(files) == 44 and any(w > h for w, h in sizes) and any(w < h for w, h in sizes)
+
+
+def test_scenes_are_drawn_again_only_if_something_changed_or_is_missing(tmp_path, monkeypatch):
+    """A second `make demo` drew all scenes again. An interrupted run must not look finished."""
+    monkeypatch.setattr(make_scenes, "banned_descriptions", lambda *arguments: frozenset())
+
+    def make(**changes):
+        """Whether the images were drawn."""
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+        make_scenes.main(make_scenes.Config(**{"output_dir": str(tmp_path), "num_scenes": 3, "workers": 1, **changes}))
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")} != before
+
+    image, finished = tmp_path / "train2014/COCO_train2014_000000000002.jpg", tmp_path / "finished.txt"
+    assert make() and not make() and not make(workers=2)
+    assert make(seed=43) and make(num_scenes=4) and make()
+    content = image.read_bytes()
+    image.unlink()
+    assert make() and image.read_bytes() == content
+    image.write_bytes(content[:-1])
+    assert make() and image.read_bytes() == content and not make()
+    monkeypatch.setattr(make_scenes, "CODE", make_scenes.CODE[:-1])
+    assert make() and not make()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_scenes, "write_json", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        make(seed=44)
+    assert not finished.exists() and make(seed=44)
 
 
 def test_scenes_and_questions_are_varied(asked):

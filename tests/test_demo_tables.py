@@ -1,4 +1,8 @@
 """The tables of the demo: show_table.py between the strongest floor and the oracle, and the lines of ablations.py."""
+import shlex
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -32,7 +36,8 @@ def demo(tmp_path):
         write_json(tmp_path / f"{stage}_metrics.json", metrics)
         answers = [Answer(text, 0.5, None) for text in predictions]
         write_csv(result_rows(rows, answers, tmp_path, scores), tmp_path / f"{stage}_results.csv")
-    return show_table.Config(str(tmp_path / "1"), str(tmp_path / "2"), "r")
+    return show_table.Config(str(tmp_path / "1"), str(tmp_path / "2"), "r",
+                             data_dir=str(tmp_path / "data"))
 
 
 def test_the_demo_measures_the_way_from_the_strongest_floor_to_the_oracle(demo, capsys):
@@ -46,6 +51,17 @@ def test_the_demo_measures_the_way_from_the_strongest_floor_to_the_oracle(demo, 
     assert "of the way to the oracle and " in printed
     assert "strongest floor without image (question only)" in printed
     assert "labels seen in training, n = " in printed and "labels unseen in training, n = " in printed
+
+
+def test_the_demo_ends_with_three_commands_to_copy(demo, capsys):
+    show_table.main(demo)
+    browse, ask, train = [shlex.split(line) for line in capsys.readouterr().out.splitlines()[-7:] if line and line[0] != "#"]
+    assert {command[0] for command in (browse, ask, train)} == {sys.executable}
+    assert browse[1:3] == ["-m", "webbrowser"] and browse[3].startswith("file:///") and browse[3].endswith("/r/index.html")
+    asked = dict(zip(ask[2::2], ask[3::2], strict=True))
+    assert ask[1] == "test.py" and set(asked) == {"--checkpoint", "--image", "--question"} and Path(asked["--image"]).is_file()
+    assert asked["--question"] in set(read_rows(demo.data_dir).query("split == 'test'")["question"])
+    assert train[1:] == ["train.py", "--data-dir", "folder/my.csv"]
 
 
 def test_a_line_of_the_ablations_has_an_interval_over_seeds(tmp_path):

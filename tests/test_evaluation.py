@@ -36,6 +36,9 @@ def test_a_perfect_model_scores_100_everywhere(capsys):
     printed = capsys.readouterr().out
     assert "40 questions on 20 images, 10 annotations each" in printed and "what 0 100.0 (n=20)" in printed
     assert "every score 0 to 100, [95 % interval by image, too narrow: only 20 images]" in printed
+    assert "20 images are too few to tell models apart, 30 are the least: give more rows the split test" in printed
+    print_table(content | {"num_images": 30})
+    assert "too few" not in capsys.readouterr().out
     assert "floor: wrong image" in printed and "picture" not in printed
 
 

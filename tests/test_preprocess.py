@@ -108,8 +108,10 @@ def test_rows_without_question_or_answer_are_counted(tmp_path, capsys):
 def test_truncated_answers_and_unknown_words_are_counted(capsys):
     rows = pd.DataFrame({"answer": ["a cat", TEN_THOUSAND_WORDS], "split": "train"})
     report_answers(rows, Vocab.build(["a", "word"]), 16)
-    assert ("2 rows, 1 truncated to 15 words (the longest has 10000: see train.py --answer-max-len), 1 of 10002 words unknown"
-            in capsys.readouterr().out)
+    assert ("2 rows, 1 truncated to 15 words (the longest has 10000: see train.py --answer-max-len), 1 of 10002 words unknown "
+            "(0.0%: see train.py --min-word-freq)" in capsys.readouterr().out)
+    report_answers(rows[:1], Vocab.build(["a", "cat"]), 16)
+    assert "1 rows, 0 truncated to 15 words, 0 of 2 words unknown (0.0%)\n" in capsys.readouterr().out
 
 
 def test_qa_pairs_json_adds_the_answers_of_all_annotators(data_dir):

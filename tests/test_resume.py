@@ -313,6 +313,21 @@ def test_a_finished_run_goes_on_for_more_epochs(finished, resume):
     assert json.loads((finished / "config.json").read_text())["epochs"] == 3
 
 
+def test_the_config_of_a_run_trains_it_again(stage_one, data_dir, session_cache, tmp_path):
+    """Both stages. --overwrite and --resume of the first run are not inherited."""
+    call_script("fine_tune.py", "--checkpoint", stage_one / "vqa_checkpoint.pt", "--clip-layers", 1, "--gpt2-layers", 1,
+                "--data-dir", data_dir, "--cache-dir", session_cache, "--epochs", 1, "--output-dir", tmp_path / "two",
+                "--overwrite", cwd=tmp_path)
+    for script, folder in (("train.py", stage_one), ("fine_tune.py", tmp_path / "two")):
+        again = tmp_path / f"{folder.name}_again"
+        call_script(script, "--config", folder / "config.json", "--output-dir", again, cwd=tmp_path)
+        tiny.check_equal_runs(folder, again)
+        first, second = (json.loads((path / "config.json").read_text()) for path in (folder, again))
+        assert first | {"output_dir": str(again), "overwrite": False} == second
+    message = call_script("fine_tune.py", "--config", tmp_path / "two/config.json", expect=2, cwd=tmp_path)
+    assert "holds a trained run: continue it with --resume, replace it with --overwrite" in message
+
+
 def test_a_moved_run_with_moved_data_and_encoders_goes_on(whole, run_config, stop_before, tmp_path, monkeypatch):
     """The content is compared, not its place."""
     cfg = run_config(answer_sampling="humans")

@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import pytest
 import tiny
 from builder import many_entries, write_official
 from conftest import ROOT, call_script, error_line, start
 
+from common.config_file import has_type
 from common.settings import printable
 
 LATIN = "Übung"  # a folder whose name an ASCII terminal cannot show
@@ -80,7 +82,14 @@ def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
     for name in ("torch", "pandas", "pooch"):
         (tmp_path / f"{name}.py").write_text(slow)
     process = start(ROOT / script, cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert process.communicate(timeout=60) == ("", "interrupted\n") and process.returncode == 130
+    assert process.communicate(timeout=60) == (f"{script}: loading libraries\n", "interrupted\n") and process.returncode == 130
+
+
+@pytest.mark.parametrize("flags, environment", [(("--help",), {}), ((), {"RANK": "1", "WORLD_SIZE": "2"})],
+                         ids=["help", "rank 1"])
+def test_help_and_further_processes_of_torchrun_do_not_announce_their_imports(flags, environment, tmp_path):
+    process = start(ROOT / "mini_vqa_v2.py", *flags, "--vqa-dir=none", cwd=tmp_path, **environment)
+    assert "loading libraries" not in process.communicate(timeout=60)[0]
 
 
 def test_importing_the_package_leaves_ctrl_c_alone(tmp_path):
@@ -138,6 +147,35 @@ def test_text_with_at_signs_and_colons_is_printed_as_it_is(text):
     ("http://user:secret@", "http://***@")])
 def test_passwords_in_addresses_are_hidden(text, expected):
     assert printable(text) == expected
+
+
+def test_the_file_of_config_replaces_defaults_and_flags_replace_the_file(tmp_path):
+    (tmp_path / "toy.py").write_text(TOY.format(error="ValueError"))
+    (tmp_path / "config.json").write_text('{"batch_size": 8, "name": "y"}')
+    process = start("toy.py", "--config", "config.json", "--name=z", cwd=tmp_path)
+    assert process.communicate(timeout=60)[0].splitlines()[-3:] == ["  * batch_size = 8", "    workers = 2", "  * name = z"]
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "is no file that exists: train.py and fine_tune.py write config.json beside their checkpoint"),
+    ('{"batch_size": 8', "is no JSON file with settings"), ("[8]", "is no JSON file with settings"),
+    ('{"batch_size": 8, "gpt2_layers": 4}', ": toy.py has no setting gpt2_layers; is it the file of another script?"),
+    ('{"batch_size": "8"}', ": batch_size is '8', not int"), ('{"batch_size": true}', ": batch_size is True, not int"),
+    ('{"batch_size": null}', ": batch_size is None, not int"), ('{"name": 8}', ": name is 8, not str")])
+def test_a_file_of_config_that_does_not_fit_is_one_line(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    status, errors = run_toy("ValueError", tmp_path, "--config", "config.json")
+    assert status == 2 and f"--config config.json{message if message[0] == ':' else ' ' + message}" in error_line(errors)
+
+
+@pytest.mark.parametrize("value, kind, fits", [
+    (1, float, True), (True, float, False), ("a", float, False), (1.0, int, False), ("bf16", Literal["bf16", "off"], True),
+    ("no", Literal["bf16", "off"], False), ([1], Literal["bf16", "off"], False), (None, str | None, True),
+    (1, str | None, False), (("a", "b"), tuple[str, ...] | None, True), (("a", 1), tuple[str, ...] | None, False),
+    ("ab", tuple[str, ...], False)])
+def test_types_of_settings(value, kind, fits):
+    assert has_type(value, kind) == fits
 
 
 def test_an_unexpected_error_keeps_its_traceback(tmp_path):
