@@ -69,7 +69,7 @@ def end_imports_at_once(number, frame):
 def watch_imports():
     """Set `end_imports_at_once`, but only in our own scripts, and not if Ctrl-C is ignored, as in a background job."""
     main_file = Path(getattr(sys.modules["__main__"], "__file__", None) or "nowhere/else").resolve()
-    if main_file.parent == ROOT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if main_file.parent in (ROOT, ROOT / "demo") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_imports_at_once)
 
 
