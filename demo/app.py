@@ -30,7 +30,7 @@ NUM_EXAMPLES, SEED = 6, 42
 STYLE = """
 #answer { min-height: 6.5rem; padding-top: 1.2rem } #answer p { margin: 0 }
 #answer strong { font-size: 1.6rem; line-height: 1.3 }
-@media (max-width: 700px) { #sides > div { display: contents } #examples { order: 1 } }  /* the examples come last */
+@media (max-width: 700px) { #sides > div { display: contents } #examples { order: 1 } }  /* on a phone examples come last */
 """
 
 
@@ -69,31 +69,23 @@ def scene_examples(folder):
 
 def describe(answer):
     """The answer as HTML: its words, confidence and gate, and the other answers of the beam."""
-    notes = [f"confidence {answer.confidence:.2f}"] + ([] if answer.gate is None else [f"gate {answer.gate:.2f}"])
+    gate = "" if answer.gate is None else f" · gate {answer.gate:.2f}"
     others = ", ".join(f"{text or '(no words)'} {confidence:.2f}" for text, confidence in answer.alternatives)
-    notes += [f"or: {others}"] if others else []
-    return f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p><p>{html.escape(' · '.join(notes))}</p>"
+    notes = f"confidence {answer.confidence:.2f}{gate}" + (f" · or: {others}" if others else "")
+    return f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p><p>{html.escape(notes)}</p>"
 
 
 def build_page(gr, answerer, examples):
-    """The gradio page of one Answerer. examples: list of [image file, question]."""
-    class ImageFile(gr.Image):
-        """gr.Image that passes on the uploaded file as it is: `open_image` reads more kinds, and names what is wrong."""
-
-        def preprocess(self, payload):
-            return payload and payload.path
-
-        def get_block_name(self):
-            return "image"
-
-    def ask(path, question):
-        """Yield (HTML, picture): first the answer, then the answer with its explanation."""
+    """The page. gr: the module gradio. examples: list of [image file, question]."""
+    def ask(upload, question):
+        """Yield (answer as HTML, drawn explanation): first without the explanation, which takes longer."""
+        path = upload["path"] if upload else ""
         try:
             if not path or not question.strip():
                 raise ValueError("Choose an image and type a question about it.")
             image = open_image(path)
         except UNREADABLE as error:
-            yield f'<p role="alert">{html.escape(str(error).replace(path or "/", Path(path or "/").name))}</p>', None
+            yield f'<p role="alert">{html.escape(str(error).replace(path, Path(path).name))}</p>', None
             return
         answer = describe(answerer(image, question))
         yield answer, None
@@ -103,19 +95,32 @@ def build_page(gr, answerer, examples):
         gr.Markdown("# Ask about an image")
         with gr.Row(elem_id="sides"):
             with gr.Column():
-                image = ImageFile(label="Image", sources=["upload", "clipboard"], height=300, buttons=[])
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=300, buttons=[])
                 question = gr.Textbox(label="Question", placeholder="What is on the table?", max_length=300, elem_id="question")
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
-                shown = gr.Column(elem_id="examples")
+                below = gr.Column(elem_id="examples")
             with gr.Column():
                 answer = gr.HTML(label="Answer", show_label=True, container=True, elem_id="answer")
-                picture = gr.Image(label="Why this answer", interactive=False, format="png", elem_id="why", buttons=["fullscreen"],
-                                   alt_text="Relevance of the image's regions, of the question's words and of the answer's words")
-        call = {"fn": ask, "inputs": [image, question], "outputs": [answer, picture]}
-        gr.on([button.click, question.submit], **call, trigger_mode="always_last", show_progress_on=picture)
-        with shown:
-            gr.Examples(examples, **call, run_on_click=True, cache_examples=False)
+                picture = gr.Image(label="Why this answer", interactive=False, format="png", buttons=["fullscreen"],
+                                   elem_id="why", alt_text="The regions and words that the answer hangs on")
+        with below:
+            chosen = gr.Examples(examples, [image, question]).load_input_event
+        # without gradio's preprocessing, as `open_image` reads more kinds of images, and says what is wrong with one
+        call = {"fn": ask, "inputs": [image, question], "outputs": [answer, picture], "preprocess": False,
+                "show_progress_on": picture, "trigger_mode": "always_last"}
+        gr.on([button.click, question.submit], **call, api_name="ask")
+        chosen.then(**call, api_visibility="private")
     return page
+
+
+def require_free_port(host, port):
+    """Raise OSError of one line if the page cannot listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just left is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port} ({error}): choose another --port or --host") from error
 
 
 def main(cfg):
@@ -124,20 +129,16 @@ def main(cfg):
         import gradio as gr
     except ImportError as error:
         raise ValueError(f"gradio cannot be imported ({error}): pip install -r requirements-app.txt") from error
-    with socket.socket() as probe:  # before the model is loaded
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((cfg.host, cfg.port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {cfg.host}:{cfg.port} ({error}): choose another --port or --host") from error
+    require_free_port(cfg.host, cfg.port)
+    answerer = load(cfg.checkpoint, cfg.device, cfg)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads
-        answerer = load(cfg.checkpoint, cfg.device, cfg)
+        os.environ["GRADIO_TEMP_DIR"] = folder  # where uploads lie
+        os.environ["no_proxy"] = f"localhost,{cfg.host},{os.environ.get('no_proxy', '')}"  # gradio asks the page if it runs
         examples = data_examples(cfg.data_dir) if cfg.data_dir else scene_examples(Path(folder))
         page = build_page(gr, answerer, examples)
         page.launch(server_name=cfg.host, server_port=cfg.port, share=False, quiet=True, prevent_thread_lock=True,
-                    footer_links=[], run_history=False, max_file_size="100mb", css=STYLE,
-                    theme=gr.themes.Default("blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]))
+                    footer_links=[], run_history=False, max_file_size="100mb", css=STYLE, theme=gr.themes.Default(
+                        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]))
         print(f"open {page.local_url} in a browser; Ctrl-C ends the page", flush=True)
         threading.Event().wait()
 
