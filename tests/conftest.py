@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,3 +180,20 @@ def make_store(encoders, pixels, data_dir, session_cache):
 @pytest.fixture
 def feature_store(make_model, make_store):
     return make_store(make_model())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, driven by selenium. Its log `performance` has the network's events."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (requirements-dev.txt)")
+    options, programs = webdriver.ChromeOptions(), [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("no chromium or no chromedriver on this machine (Debian: apt-get install chromium chromium-driver)")
+    options.binary_location = programs[0]
+    for flag in ("--headless", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("no_proxy", "localhost")
+        with webdriver.Chrome(options, webdriver.ChromeService(programs[1])) as driver:
+            yield driver

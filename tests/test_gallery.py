@@ -1,7 +1,6 @@
 """The images with answers, the overview and the gallery page; the page is also driven in headless Chromium."""
 import json
 import re
-import shutil
 from pathlib import Path
 
 import matplotlib
@@ -267,22 +266,6 @@ def test_thumbnails_of_an_earlier_run_are_deleted_and_other_files_stay(tmp_path)
 
 
 # the page in a browser
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium, driven by selenium."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (requirements-dev.txt)")
-    options, programs = webdriver.ChromeOptions(), [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
-        pytest.skip("no chromium or no chromedriver on this machine (Debian: apt-get install chromium chromium-driver)")
-    options.binary_location = programs[0]
-    for flag in ("--headless", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server"):
-        options.add_argument(flag)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("no_proxy", "localhost")
-        with webdriver.Chrome(options, webdriver.ChromeService(programs[1])) as driver:
-            yield driver
-
 
 def open_page(browser, path, width=WIDTH, height=1000, address=""):
     """Open the page, with `address` behind the #; returns the function that runs JavaScript on it."""

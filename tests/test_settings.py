@@ -75,7 +75,7 @@ def test_a_reader_that_has_ended_ends_the_script_quietly(flags, vqa_dir, tmp_pat
     assert (result.stderr, (tmp_path / "status").read_text()) == ("", "141\n")
 
 
-@pytest.mark.parametrize("script", ["train.py", "fine_tune.py", "test.py", "mini_vqa_v2.py"])
+@pytest.mark.parametrize("script", ["train.py", "fine_tune.py", "test.py", "mini_vqa_v2.py", "demo/app.py"])
 def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
     """A KeyboardInterrupt in torch's C++ code aborted the process, elsewhere it was a traceback of many lines."""
     slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(1)\nraise ImportError('not reached')\n"
