@@ -4,6 +4,7 @@
 # make test       lint and tests
 # make test-slow  slow tests: repeated kills, fuzzing, data of VQA v2's size
 # make ablations  trains and scores fourteen variants of the demo with three seeds each; about an hour on two cores
+# make walkthrough  runs docs/walkthrough.ipynb and stores its outputs; two to four minutes on two cores
 # make lint       only lint (ruff)
 # make install    only the installation into .venv
 # make clean      deletes the output of demo, ablations and benchmarks; keeps .venv and all other runs
@@ -21,7 +22,7 @@ QUESTION_ONLY = output/demo/question_only
 DEMO_TEST = $(DEMO_DATA) --question-only-checkpoint $(QUESTION_ONLY)/vqa_checkpoint.pt \
   --true-answers demo/vqa_v2/true_answers.json
 
-.PHONY: help demo demo-data test test-slow ablations lint clean install
+.PHONY: help demo demo-data test test-slow ablations walkthrough lint clean install
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -57,6 +58,9 @@ demo-data: .venv/installed
 ablations: .venv/installed demo-data
 	$(PY) demo/ablations.py $(DEMO_DATA) --train-flags="$(DEMO_TRAIN)" --fine-tune-flags="$(DEMO_FINE_TUNE)"
 
+walkthrough: .venv/installed-dev
+	$(PY) demo/run_walkthrough.py
+
 test: .venv/installed-dev lint
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
@@ -67,5 +71,5 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf demo/vqa_v2 demo/mini_vqa_v2 demo/cache output/demo output/ablations results/demo benchmarks/results
+	rm -rf demo/vqa_v2 demo/mini_vqa_v2 demo/cache output/demo output/ablations output/walkthrough results/demo benchmarks/results
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
