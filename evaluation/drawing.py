@@ -123,7 +123,7 @@ def draw_explanation(question, explanation):
 
     scale = relevance_scale([nats for _, nats in explanation.question_words])
     title = "Question: without the word, the log probability of the answer falls by … nats"
-    y = _draw_words(draw, y, title, base_font(28), [(word, f"{nats:.1f}", relevance_colours(nats / scale))
+    y = _draw_words(draw, y, title, base_font(28), [(word, signed(nats), relevance_colours(nats / scale))
                                                     for word, nats in explanation.question_words]) + 20
     y = _draw_words(draw, y, "Answer: probability of each word", base_font(36, True),
                     [(word, f"{share:.2f}", shade("Blues", share, 0.42)) for word, share in answer.word_probabilities]) + 20
@@ -137,6 +137,10 @@ def draw_explanation(question, explanation):
 def relevance_scale(relevance):
     """The nats that get the strongest colour."""
     return max(LEAST_SCALE, float(np.max(relevance, initial=0.0)))
+
+
+def signed(nats):
+    return f"{round(nats, 1) or 0:.1f}".replace("-", "−")
 
 
 def relevance_colours(shares):
@@ -159,7 +163,8 @@ def _draw_panels(view, shares):
     panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
     panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.BICUBIC))[..., None]
-    shares = np.asarray(Image.fromarray(shares.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    cells = Image.fromarray(shares.astype(np.float32)).resize((8, 8), Image.Resampling.BOX)  # the strips of `relevance`
+    shares = cells.resize(size, Image.Resampling.BICUBIC)                                    # without edges, as they mean nothing
     coloured = relevance_colours(shares) * (0.45 + 0.55 * grey / 255)  # no black, which would hide the colours
     panels.paste(Image.fromarray(coloured.round().astype(np.uint8)), (width + GAP, 0))
     return panels
