@@ -27,8 +27,7 @@ from evaluation.fonts import report_missing_characters
 from evaluation.generation import Answerer, answer_dataset, load
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
-from evaluation.results import (answer_name, read_question_ids, result_rows, write_explanation, write_results,
-                                write_results_json)
+from evaluation.results import answer_name, read_question_ids, result_rows, write_explanation, write_results, write_results_json
 from features.overlap import count_trained, refuse_trained
 from features.trained_model import CheckpointConfig, find_local, load_model, read_checkpoint
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows

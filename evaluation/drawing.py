@@ -163,8 +163,8 @@ def _draw_panels(view, shares):
     panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
     panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.BICUBIC))[..., None]
-    cells = Image.fromarray(shares.astype(np.float32)).resize((8, 8), Image.Resampling.BOX)  # the strips of `relevance`
-    shares = cells.resize(size, Image.Resampling.BICUBIC)                                    # without edges, as they mean nothing
+    cells = Image.fromarray(shares.astype(np.float32)).resize((8, 8), Image.Resampling.BOX)  # that `relevance` measures
+    shares = cells.resize(size, Image.Resampling.BICUBIC)  # smooth: their edges mean nothing
     coloured = relevance_colours(shares) * (0.45 + 0.55 * grey / 255)  # no black, which would hide the colours
     panels.paste(Image.fromarray(coloured.round().astype(np.uint8)), (width + GAP, 0))
     return panels

@@ -65,7 +65,7 @@ def windows_of(height, width):
 
 
 def hide(pixels, view, windows):
-    """A copy of pixels (1, 3, H, W) for each window, in which the window is blurred: (N, 3, H, W). view: the same as an image."""
+    """A copy of pixels (1, 3, H, W) for each window, blurred in the window: (N, 3, H, W). view: the same as an image."""
     blurred = view.filter(ImageFilter.GaussianBlur([side / BLUR_SHARE for side in view.size]))
     blurred = torch.tensor(np.asarray(blurred)).permute(2, 0, 1)
     copies = pixels.repeat(len(windows), 1, 1, 1)
