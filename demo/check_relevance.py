@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import mini_vqa_v2
 from common import settings
+from common.labels import is_agreed, is_long, majority_answer
 from demo import make_scenes
 from demo.drawing import draw_with_boxes
 from demo.make_scenes import demo_scene, make_questions
@@ -86,10 +87,8 @@ def check_scene(answerer, image_id):
 
 def label_of(item):
     """The label of one of `make_questions`, in the spelling of an answer; None if mini_vqa_v2.py does not keep the question."""
-    label, agreement = mini_vqa_v2.majority_answer(item["answers"], None)
-    rules = mini_vqa_v2.Config()
-    kept = mini_vqa_v2.long_enough(label, rules) and mini_vqa_v2.agreed_enough(agreement, len(item["answers"]), rules)
-    return normalise(label) if kept else None
+    rules, (label, agreement) = mini_vqa_v2.Config(), majority_answer(item["answers"])
+    return normalise(label) if is_long(label, rules) and is_agreed(agreement, len(item["answers"]), rules) else None
 
 
 def peak(relevance):
