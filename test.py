@@ -4,6 +4,7 @@ Reads a checkpoint and the data folder. Writes vqa_test_results.csv, vqa_test_me
 gallery page, sample images with their answers, and two charts. Also:
     python test.py --test-csv other.csv                                     score all rows of another CSV
     python test.py --image photo.jpg --question "What is on the table?"     one question about one image
+    python test.py --image photo.jpg --question "..." --explain             and what its answer depends on
     python test.py --data-csv questions.csv                                 your own questions, without answers
     python test.py --data-csv questions.csv --results-json answers.json     the same for VQA's evaluation server
     python test.py --compare A.csv B.csv                                    B - A, paired by question
@@ -21,12 +22,12 @@ from common.device import Precision
 from common.files import RUN_FILES, is_text, refuse_device, require_separate, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
 from evaluation.comparison import print_comparison
-from evaluation.drawing import draw_prediction, drawn_texts
+from evaluation.drawing import draw_prediction
 from evaluation.fonts import report_missing_characters
-from evaluation.generation import answer_dataset, load
+from evaluation.generation import Answerer, answer_dataset, load
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
-from evaluation.results import answer_name, read_question_ids, result_rows, write_results, write_results_json
+from evaluation.results import answer_name, read_question_ids, result_rows, write_explanation, write_results, write_results_json
 from features.overlap import count_trained, refuse_trained
 from features.trained_model import CheckpointConfig, find_local, load_model, read_checkpoint
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
@@ -71,6 +72,8 @@ class Config(CheckpointConfig):
     """answer `question` about this image instead"""
     question: str | None = None
     """the question about `image`"""
+    explain: bool = False
+    """draw what the answer about `image` depends on: parts of the image, words of the question, other answers"""
     data_csv: str | None = None
     """answer this CSV with the columns image_path and question instead; nothing is scored"""
     compare: tuple[str, ...] | None = None
@@ -113,6 +116,9 @@ def check_settings(cfg):
         raise ValueError(f"--compare needs two results, or as many as --against; it has {len(cfg.compare)}")
     if (cfg.image is None) != (cfg.question is None):
         raise ValueError("--image and --question go together: one image, one question about it")
+    if cfg.explain and cfg.image is None:
+        raise ValueError("--explain is for one answer: give --image and --question; of a split or a CSV, --num-pictures sample "
+                         "images are explained in --results-dir")
     if cfg.question is not None and not (cfg.question.strip() and is_text(cfg.question)):
         raise ValueError(f"--question {cfg.question!a:.60} is empty or no valid UTF-8 text")
 
@@ -190,7 +196,7 @@ def answer_split(cfg):
     print_table(metrics)
     results = result_rows(tested, answers, data_folder(cfg.data_dir), scores)
     write_results_json(question_ids, results, texts["answer"], cfg)
-    write_results(results, metrics, cfg)
+    write_results(results, metrics, cfg, Answerer(trained, Precision(cfg.device)))
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
@@ -258,17 +264,21 @@ def answer_csv(cfg):
     answers = answers_of(trained, dataset, cfg)
     results = result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv))
     write_results_json(question_ids, results, trained.checkpoint["training_texts"]["answer"], cfg)
-    write_results(results, None, cfg)
+    write_results(results, None, cfg, Answerer(trained, Precision(cfg.device)))
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
 
 
 def answer_one(cfg):
-    """Answer one question about one image; print the answer and draw it under the image."""
-    answer = load(cfg.checkpoint, cfg.device, cfg)(cfg.image, cfg.question, cfg.beam_size)
-    row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
-    target = Path(cfg.results_dir) / answer_name(cfg.image, cfg.question)
-    report_missing_characters(drawn_texts([row]))
-    draw_prediction(row, target)
+    """Answer one question about one image; print the answer and draw it under the image, or what it depends on."""
+    answerer, asked = load(cfg.checkpoint, cfg.device, cfg), (cfg.image, cfg.question)
+    target = Path(cfg.results_dir) / answer_name(*asked, "why" if cfg.explain else "answer")
+    if cfg.explain:
+        answer = write_explanation(answerer, *asked, cfg.beam_size, target)
+    else:
+        answer = answerer(*asked, cfg.beam_size)
+        row, = result_rows([{"image_path": cfg.image, "question": cfg.question, "answer": "", "answers": []}], [answer], Path())
+        draw_prediction(row, target)
+    report_missing_characters([cfg.question, answer.text])
     for name, value in (("question", cfg.question), ("answer", answer.text), ("confidence", f"{answer.confidence:.2f}"),
                         ("image", target)):
         print(settings.printable(f"{name}: {value}"))

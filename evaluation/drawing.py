@@ -22,7 +22,7 @@ PAPER, MAT = "#ffffff", "#f0f0ec"
 IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN, GAP = 960, 736, 44, 28  # a 4:3 image fills the width
 INNER_WIDTH = IMAGE_WIDTH - 2 * MARGIN
 CELL_WIDTH, CELL_GAP = 420, 28
-MAX_ANSWERS_SHOWN, MAX_WORDS_SHOWN = 6, 40
+MAX_ANSWERS_SHOWN, MAX_LINES = 6, 8
 LEAST_SCALE = 0.5  # nats; without it, the noise of an image that does not matter would get the strongest colour
 
 
@@ -111,7 +111,7 @@ def _draw_annotations(draw, row, x, y, width):
 
 
 def draw_explanation(question, explanation):
-    """A Pillow image of why the model answered so. explanation: what `relevance.explain` returned for `question`.
+    """A Pillow image of why the model answered so. explanation: from `relevance.explain`.
 
     What the model sees, and the same under the relevance map; the words of the question, coloured by relevance; the words
     of the answer, coloured by probability; confidence, gate, and the beam's other answers.
@@ -121,10 +121,11 @@ def draw_explanation(question, explanation):
     sheet, draw = new_sheet(panels, IMAGE_WIDTH, panels.height + 2 * GAP, 6000)
     y = _draw_legend(sheet, draw, panels.height + 2 * GAP + 14, explanation.image_relevance) + 26
 
-    scale = relevance_scale([nats for _, nats in explanation.question_words])
-    title = "Question: without the word, the log probability of the answer falls by … nats"
-    y = _draw_words(draw, y, title, base_font(28), [(word, f"{nats:.1f}", relevance_colours(nats / scale))
-                                                    for word, nats in explanation.question_words]) + 20
+    falls = [nats for _, nats in explanation.question_words]
+    title = "no word changes the answer" if not any(falls) else "without the word the answer's log probability falls by … nats"
+    y = _draw_words(draw, y, f"Question: {title}", base_font(28),
+                    [(word, signed(nats), relevance_colours(nats / relevance_scale(falls)))
+                     for word, nats in explanation.question_words]) + 20
     y = _draw_words(draw, y, "Answer: probability of each word", base_font(36, True),
                     [(word, f"{share:.2f}", shade("Blues", share, 0.42)) for word, share in answer.word_probabilities]) + 20
     draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
@@ -137,6 +138,10 @@ def draw_explanation(question, explanation):
 def relevance_scale(relevance):
     """The nats that get the strongest colour."""
     return max(LEAST_SCALE, float(np.max(relevance, initial=0.0)))
+
+
+def signed(nats):
+    return f"{round(nats, 1) or 0:.1f}".replace("-", "−")
 
 
 def relevance_colours(shares):
@@ -159,7 +164,8 @@ def _draw_panels(view, shares):
     panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
     panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.BICUBIC))[..., None]
-    shares = np.asarray(Image.fromarray(shares.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    cells = Image.fromarray(shares.astype(np.float32)).resize((8, 8), Image.Resampling.BOX)  # that `relevance` measures
+    shares = cells.resize(size, Image.Resampling.BICUBIC)  # smooth: their edges mean nothing
     coloured = relevance_colours(shares) * (0.45 + 0.55 * grey / 255)  # no black, which would hide the colours
     panels.paste(Image.fromarray(coloured.round().astype(np.uint8)), (width + GAP, 0))
     return panels
@@ -185,16 +191,20 @@ def _draw_legend(sheet, draw, y, relevance):
 def _draw_words(draw, y, title, font, words):
     """A title, and (word, note, colour) as coloured boxes in lines, each with its note below. Returns the y below them."""
     y, x, height = write_text(draw, MARGIN, y, title, base_font(19), MUTED, INNER_WIDTH, 1) + 8, MARGIN, round(font.size * 1.4)
-    more = [(f"and {len(words) - MAX_WORDS_SHOWN} more", "", shade("Greys", 0.0, 1))] * (len(words) > MAX_WORDS_SHOWN)
-    for word, note, colour in words[:MAX_WORDS_SHOWN] + more:
-        for line in wrap(word, font, INNER_WIDTH - 20, MAX_ANSWERS_SHOWN):  # one, or a text without spaces
-            width = round(max(text_width(line, font), base_font(19).getlength(note))) + 20
-            if x + width > MARGIN + INNER_WIDTH:
-                x, y = MARGIN, y + height + 34
-            draw.rounded_rectangle((x, y, x + width, y + height), 6, tuple(colour.tolist()))
-            write_text(draw, x + 10, y + round(font.size * 0.1), line, font, INK, width, 1)
-            draw.text((x + width / 2, y + height + 3), note, font=base_font(19), fill=INK, anchor="ma")
-            x += width + 8
+    last_y = y + (MAX_LINES - 1) * (height + 34)
+    # a word gets one box, a text that is written without spaces may get several
+    boxes = [(line, *rest) for word, *rest in words for line in wrap(word, font, INNER_WIDTH - 20, MAX_LINES)]
+    for text, note, colour in boxes:
+        width = round(max(text_width(text, font), base_font(19).getlength(note))) + 20
+        if x + width > MARGIN + INNER_WIDTH:
+            if y == last_y:
+                write_text(draw, x, y, "…", font, INK, MARGIN, 1)
+                break
+            x, y = MARGIN, y + height + 34
+        draw.rounded_rectangle((x, y, x + width, y + height), 6, tuple(colour.tolist()))
+        write_text(draw, x + 10, y + round(font.size * 0.1), text, font, INK, width, 1)
+        draw.text((x + width / 2, y + height + 3), note, font=base_font(19), fill=INK, anchor="ma")
+        x += width + 8
     return y + height + 30
 
 

@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from common.files import atomic_write
 from evaluation.bootstrap import expected_calibration_error
 from evaluation.charts import draw_calibration, draw_scores
-from evaluation.drawing import draw_overview, draw_prediction, drawn_texts
+from evaluation.drawing import draw_explanation, draw_overview, draw_prediction, drawn_texts
 from evaluation.fonts import report_missing_characters
 from evaluation.gallery import write_gallery
 from evaluation.metrics import SCORE_COLUMNS
+from evaluation.relevance import explain
 from preprocess import csv_file, read_csv
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
            "question_type", "answer_type")
 INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+EXPLANATION = "_why"  # ends the name of the PNG with the explanation of an answer
 CHARTS = ("overview", "scores", "calibration")  # PNGs beside the single images, which are named after their question_id
 
 
@@ -80,16 +83,22 @@ def write_results_json(question_ids, rows, training_answers, cfg):
               "--min-answer-words 1 --min-agreement 1` and train again")
 
 
-def write_results(rows, metrics, cfg):
-    """The results CSV, gallery page, a random sample as single images and as overview; the charts if there are `metrics`."""
+def write_results(rows, metrics, cfg, answerer):
+    """The results CSV, gallery page, a random sample as single images and as overview; the charts if there are `metrics`.
+
+    answerer: the `generation.Answerer` that explains the answers of the sample. Their rows get the key `explanation`: the name
+    of a PNG in the results folder.
+    """
     write_csv(rows, cfg.results_csv)
     folder = Path(cfg.results_dir)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
-    sample = {f"{file_name(rows[number]['question_id'])}.png": rows[number] for number in order.tolist()}
-    remove_earlier_samples(folder, sample)
+    sample = {file_name(rows[number]["question_id"]): rows[number] for number in order.tolist()}
+    remove_earlier_samples(folder, [f"{name}{kind}.png" for name in sample for kind in ("", EXPLANATION)])
     report_missing_characters(drawn_texts(sample.values()))
-    for name, row in sample.items():
-        draw_prediction(row, folder / name)
+    for name, row in tqdm(sample.items(), "explaining sample images", unit=" images", delay=1):
+        draw_prediction(row, folder / f"{name}.png")
+        row["explanation"] = f"{name}{EXPLANATION}.png"
+        write_explanation(answerer, row["image_file"], row["question"], cfg.beam_size, folder / row["explanation"])
     if sample:
         draw_overview(list(sample.values()), folder / "overview.png")
     if metrics is not None:
@@ -98,6 +107,14 @@ def write_results(rows, metrics, cfg):
         error, table = expected_calibration_error([row["confidence"] for row in rows], correct)
         draw_calibration(table, error, metrics["calibration"]["brier_score"], folder / "calibration.png")
     write_gallery(rows, metrics, folder)
+
+
+def write_explanation(answerer, image, question, beam_size, path):
+    """Answer a question and write a PNG of what the answer depends on. Returns the Answer."""
+    explanation = explain(answerer, image, question, beam_size)
+    with atomic_write(path) as temporary:
+        draw_explanation(question, explanation).save(temporary)
+    return explanation.answer
 
 
 def remove_earlier_samples(folder, names):
@@ -113,15 +130,16 @@ def remove_earlier_samples(folder, names):
 def file_name(text):
     """`text` as a file name of at most 100 bytes: any character but letters, digits, points and dashes becomes "_".
 
-    A changed name ends in a hash of the text, so that two texts never share a name. So does the name of a chart.
+    A changed name ends in a hash of the text, so that two texts never share a name. So do names of charts and explanations.
     """
     name = re.sub(r"[^\w.-]", "_", text).encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
-    return name if name == text and name.lower() not in CHARTS else f"{name}-{short_hash(text)}"
+    taken = name.lower() in CHARTS or name.lower().endswith(EXPLANATION)
+    return name if name == text and not taken else f"{name}-{short_hash(text)}"
 
 
-def answer_name(image, question):
+def answer_name(image, question, kind):
     """The file name of a drawn answer. Images of one name in two folders, or two questions about one image, do not share it."""
-    return f"{file_name(Path(image).stem)}_answer_{short_hash(f'{Path(image).absolute()} {question}')}.png"
+    return f"{file_name(Path(image).stem)}_{kind}_{short_hash(f'{Path(image).absolute()} {question}')}.png"
 
 
 def short_hash(text):

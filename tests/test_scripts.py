@@ -66,7 +66,9 @@ def test_test_py_scores_stage_two_by_default_and_writes_the_same_bytes_again(tra
     assert 0 <= metrics["calibration"]["brier_score"] <= 1
     assert "verdict:" in output and "floor: wrong" in output
     images = {path.name for path in (folder / "results").glob("*.png")}
-    assert {"overview.png", "scores.png", "calibration.png"} <= images and len(images) == 12 + 3
+    assert {"overview.png", "scores.png", "calibration.png"} <= images and len(images) == 12 + 12 + 3
+    explained = {name.removesuffix("_why.png") for name in images if name.endswith("_why.png")}
+    assert len(explained) == 12 and {f"{name}.png" for name in explained} < images
     score()
     for name, again in (("output/vqa_test_results.csv", "r.csv"), ("output/vqa_test_metrics.json", "m.json"),
                         ("results/index.html", "r/index.html")):
@@ -180,8 +182,14 @@ def test_one_question_about_one_image(trained, data_dir, tmp_path):
         assert "answer: " in output and "confidence: 0." in output
     names = [path.name for path in (tmp_path / "r").iterdir()]
     assert len(names) == 3 and all(re.fullmatch(r"0003_answer_[0-9a-f]{8}\.png", name) for name in names)
-    with Image.open(tmp_path / "r" / names[0]) as image:
-        assert image.width > 300
+    explained = call_script("test.py", "--image", folder / "0003.png", "--question", "What is on the right?", "--explain",
+                            "--results-dir", tmp_path / "why", "--beam-size", 3, cwd=trained[0])
+    assert re.findall("(answer|confidence): (.+)", explained) == re.findall("(answer|confidence): (.+)", output)
+    path, = (tmp_path / "why").iterdir()
+    assert re.fullmatch(r"0003_why_[0-9a-f]{8}\.png", path.name)
+    for drawn in (tmp_path / "r" / names[0], path):
+        with Image.open(drawn) as image:
+            assert image.width > 300
 
 
 def test_own_questions_without_answers_are_answered_and_not_scored(score, data_dir, tmp_path):
@@ -290,6 +298,7 @@ def test_bad_data_ends_training_in_one_line(damage, message, train_flags, data_d
     ("fine_tune.py", ["--output-dir", "output/feature_extraction"], "stage 1's own folder"),
     ("test.py", ["--checkpoint", "LICENSE"], "is not a checkpoint"),
     ("test.py", ["--image", "x.jpg"], "--image and --question go together"),
+    ("test.py", ["--explain"], "--explain is for one answer: give --image and --question"),
     ("test.py", ["--image", "nowhere.jpg", "--question", "What?"], "error: image nowhere.jpg: no such file"),
     ("test.py", ["--image", "license", "--question", "What?"], "image license: no such file; LICENSE exists"),
     ("test.py", ["--image", "a.png", "--question", " "], "--question"),
