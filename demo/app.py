@@ -28,8 +28,8 @@ from preprocess import data_folder, read_rows, rows_of_split
 
 NUM_EXAMPLES, SEED = 6, 42
 STYLE = """
-#answer { min-height: 6.5rem; padding-top: 1.2rem } #answer p { margin: 0 }
-#answer strong { font-size: 1.6rem; line-height: 1.3 }
+#answer { min-height: 7.5rem; padding-top: 1.5rem } #answer p { margin: 0 } #why { padding-top: 1.7rem }
+#answer strong { font-size: 1.6rem; line-height: 1.3 } #examples td .container { width: 3rem; height: 3rem }
 @media (max-width: 700px) { #sides > div { display: contents } #examples { order: 1 } }  /* on a phone examples come last */
 """
 
@@ -71,8 +71,8 @@ def describe(answer):
     """The answer as HTML: its words, confidence and gate, and the other answers of the beam."""
     gate = "" if answer.gate is None else f" · gate {answer.gate:.2f}"
     others = ", ".join(f"{text or '(no words)'} {confidence:.2f}" for text, confidence in answer.alternatives)
-    notes = f"confidence {answer.confidence:.2f}{gate}" + (f" · or: {others}" if others else "")
-    return f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p><p>{html.escape(notes)}</p>"
+    lines = [f"confidence {answer.confidence:.2f}{gate}"] + ([f"other answers: {others}"] if others else [])
+    return f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p><p>{'<br>'.join(map(html.escape, lines))}</p>"
 
 
 def build_page(gr, answerer, examples):

@@ -57,7 +57,7 @@ def address(tmp_path_factory):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors.endswith("interrupted\n")
     assert errors.count("\n") == 1 or errors.count("Traceback") == errors.count("InvalidPathError:"), errors
-    assert not list((folder / "temporary").iterdir()), "the uploads are deleted"
+    assert not [path for path in (folder / "temporary").rglob("*") if path.is_file()], "the uploads are deleted"
     contacts = re.findall("^connects to (.*)", "".join(lines) + output, re.M)
     assert contacts and set(contacts) <= {"127.0.0.1", "localhost"}
 
@@ -123,6 +123,7 @@ def test_only_uploads_are_read(address, tmp_path):
     event = requests.post(f"{address}/gradio_api/call/ask", json={"data": [upload, QUESTION]}, timeout=60).json()["event_id"]
     stream = requests.get(f"{address}/gradio_api/call/ask/{event}", timeout=60).text
     assert "event: error" in stream and "<strong>" not in stream
+    assert requests.get(f"{address}/gradio_api/file={upload['path']}", timeout=60).status_code == 403
 
 
 def wait_for(run, script):
