@@ -41,13 +41,14 @@ def remove_progress_bars(cell):
     """Remove the lines of progress bars from the outputs of a cell, and printed outputs without any text."""
     printed = [output for output in cell.outputs if output.output_type == "stream"]
     for output in printed:
-        output.text = "".join(line for line in output.text.splitlines(keepends=True) if BAR not in line)
+        lines = output.text.replace("\r\n", "\n").splitlines(keepends=True)  # a command writes "\r\n", as to a terminal
+        output.text = "".join(line for line in lines if BAR not in line)
     cell.outputs = [output for output in cell.outputs if output not in printed or output.text.strip()]
 
 
 def main(cfg):
     notebook = nbformat.read(cfg.notebook, as_version=4)
-    print(f"running the {len(notebook.cells)} cells of {cfg.notebook}; this takes about two minutes on two cores", flush=True)
+    print(f"running the {len(notebook.cells)} cells of {cfg.notebook}; this takes two to four minutes on two cores", flush=True)
     run_cells(notebook, cfg.folder)
     with atomic_write(cfg.notebook) as temporary:
         nbformat.write(notebook, temporary)
