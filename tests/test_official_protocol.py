@@ -2,6 +2,7 @@
 import gzip
 import json
 import shutil
+from types import SimpleNamespace
 
 import builder
 import pytest
@@ -10,6 +11,7 @@ from builder import ANNOTATIONS, QUESTIONS, ROOT, entry, many_entries, read_rows
 from conftest import call_script
 from image_server import ImageServer, draw_jpeg
 
+from evaluation.results import write_results_json
 from mini_vqa_v2 import choose_split
 
 SHARED = ROOT.parent / "shared/data/vqa_v2_text"
@@ -179,6 +181,15 @@ def test_the_server_needs_its_own_question_ids(answer, data_dir, tmp_path):
     (tmp_path / "own.csv").write_text("image_path,question\na.png,What?\n")
     assert "own.csv has no column question_id" in answer("--data-csv", "own.csv", expect=2)
     assert "--results-json cannot be used with --image" in answer("--image", "a.png", "--question", "What?", expect=2)
+
+
+@pytest.mark.parametrize("labels, fewest", [(["a red kite", "two kites"], 2), (["a red kite", "yes"], None)])
+def test_a_note_says_that_long_labels_score_badly_on_the_server(labels, fewest, tmp_path, capsys):
+    cfg = SimpleNamespace(results_json=tmp_path / "server.json")
+    write_results_json([7, 8], [{"question_id": "7", "prediction": "naïve"}], labels, cfg)
+    assert ServerLoader([7, 8]).load(cfg.results_json) == {7: "naïve", 8: ""}
+    output = capsys.readouterr().out
+    assert "2 answers in" in output and (f"every label in training had {fewest} or more words" in output) == bool(fewest)
 
 
 # ---- other data sets in VQA's layout
