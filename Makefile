@@ -1,13 +1,13 @@
-# make help       these lines
-# make demo       data, both stages, scores and a table; four to seven minutes on two cores after installation
-# make demo-data  only the demo's data set
-# make test       lint and tests
-# make test-slow  slow tests: repeated kills, fuzzing, data of VQA v2's size
-# make ablations  trains and scores fourteen variants of the demo with three seeds each; about an hour on two cores
-# make walkthrough  runs docs/walkthrough.ipynb and stores its outputs; two to four minutes on two cores
-# make lint       only lint (ruff)
-# make install    only the installation into .venv
-# make clean      deletes the output of demo, ablations and benchmarks; keeps .venv and all other runs
+# make help        these lines
+# make demo        data, both stages, scores and a table; four to seven minutes on two cores after installation
+# make demo-data   only the demo's data set
+# make test        lint and tests
+# make test-slow   slow tests: repeated kills, fuzzing, data of VQA v2's size
+# make ablations   trains and scores fourteen variants of the demo with three seeds each; about an hour on two cores
+# make walkthrough runs docs/walkthrough.ipynb and stores its outputs; two to four minutes on two cores
+# make lint        only lint (ruff)
+# make install     only the installation into .venv
+# make clean       deletes the output of demo, ablations and benchmarks; keeps .venv and all other runs
 PYTHON ?= python3
 PY = .venv/bin/python
 DEMO_DATA = --data-dir demo/mini_vqa_v2 --cache-dir demo/cache
