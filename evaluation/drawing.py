@@ -202,7 +202,7 @@ def _draw_words(draw, y, title, font, words):
                 break
             x, y = MARGIN, y + height + 34
         draw.rounded_rectangle((x, y, x + width, y + height), 6, tuple(colour.tolist()))
-        write_text(draw, x + 10, y + round(font.size * 0.1), text, font, INK, width, 1)
+        write_text(draw, x + (width - text_width(text, font)) / 2, y + round(font.size * 0.1), text, font, INK, width, 1)
         draw.text((x + width / 2, y + height + 3), note, font=base_font(19), fill=INK, anchor="ma")
         x += width + 8
     return y + height + 30

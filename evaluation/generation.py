@@ -112,14 +112,15 @@ class Answerer:
         return torch.stack(pixels)
 
     @torch.no_grad()
-    def encode(self, pixels, questions):
+    def encode(self, pixels, questions, warn=True):
         """The batch of states for `model.encode`: pixels (N, 3, S, S) of `decode` and a list of N texts.
 
-        Either may have one element, which is then computed once and stands for all rows. Call it under autocast.
+        Either may have one element, which is then computed once and stands for all rows. Call it under autocast. With `warn` it
+        prints how many questions are truncated.
         """
         model, encoders, device = self.trained.model, self.trained.encoders, self.precision.device
         input_ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, model.config.question_max_len,
-                                                verbose=False)
+                                                verbose=False, warn=warn)
         mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).to(device)                 # (N, Q)
         row = torch.arange(max(len(pixels), len(questions)), device=device)
         return {"image_states": model.encode_image_frozen(encoders.image.normalize(pixels.to(device))),

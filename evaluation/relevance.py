@@ -78,7 +78,7 @@ def hide(pixels, view, windows):
 def log_probabilities(answerer, answer, pixels, questions):
     """Log probability (nats) of the whole answer for each row: (N,) on the CPU. pixels, questions: see `Answerer.encode`."""
     with answerer.precision.autocast():
-        batch = answerer.encode(pixels, questions)
+        batch = answerer.encode(pixels, questions, warn=False)
         words = torch.tensor(answer.word_ids, device=batch["image_row"].device).expand(len(batch["image_row"]), -1)  # (N, A)
         previous = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
         log_probs = answerer.trained.model(batch, previous).log_softmax(-1)                                       # (N, A, V)

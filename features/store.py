@@ -72,10 +72,10 @@ def build_store(model, encoders, pixels, questions, cache_dir, precision):
                         pixels.image_digests)
 
 
-def tokenize_questions(tokenizer, questions, question_max_len, verbose=True):
+def tokenize_questions(tokenizer, questions, question_max_len, verbose=True, warn=True):
     """Token ids (N, Q), padded on the right, and lengths (N,). Prints how many questions are truncated.
 
-    Without `verbose` it prints nothing if none is truncated.
+    Without `verbose` it prints nothing if none is truncated, and nothing at all without `warn` too.
     """
     encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(list(map(nfc, questions)))["input_ids"]]
     truncated = sum(len(ids) > question_max_len for ids in encoded)
@@ -84,7 +84,7 @@ def tokenize_questions(tokenizer, questions, question_max_len, verbose=True):
     for row, ids in enumerate(encoded):
         input_ids[row, :lengths[row]] = torch.tensor(ids[:question_max_len])
     remedy = f" (the longest has {max(map(len, encoded))}: see train.py --question-max-len)" if truncated else ""
-    if verbose or truncated:
+    if verbose or warn and truncated:
         print(f"questions: {len(encoded)} distinct, {truncated} truncated to {question_max_len} tokens{remedy}")
     return input_ids, lengths
 

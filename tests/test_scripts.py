@@ -251,7 +251,7 @@ def test_sample_images_of_an_earlier_evaluation_are_removed(score, tmp_path):
     for seed in (1, 2):
         score("--num-pictures", 2, "--seed", seed)
     others = {"overview.png", "scores.png", "calibration.png", "mine.png"}
-    assert len({path.name for path in (tmp_path / "r").glob("*.png")} - others) == 2
+    assert len({path.name for path in (tmp_path / "r").glob("*.png")} - others) == 4  # with explanations
 
 
 def test_baselines_need_no_image_and_no_model(data_dir, tmp_path):
