@@ -1,4 +1,5 @@
 """The demo's data and encoders: file layout, determinism, questions, and that pretraining never uses a scene of the demo."""
+import dataclasses
 import json
 from collections import Counter, defaultdict
 from functools import cache
@@ -11,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from demo import make_scenes, world
-from demo.drawing import draw_scene
+from demo.drawing import draw_scene, draw_with_boxes
 from demo.make_scenes import banned_descriptions, demo_scene, is_training_image, make_questions
 from demo.pretraining import captions, clip_training, gpt2_training
 
@@ -289,3 +290,23 @@ def test_clip_finds_new_images_by_their_captions():
     assert [words[word] for word in ids[0].tolist() if word] == ["<start>", "car", "red-colored", "ground-left", "<end>"]
     short = ids[:, :int((ids != 0).sum())]
     torch.testing.assert_close(clip_training.encode_captions(clip, short), clip.encode_text(ids, normalize=True))
+
+
+def test_the_box_of_a_thing_holds_what_is_drawn_of_it():
+    """The images with and without the thing differ in the box, up to its edges, and nowhere else."""
+    checked = 0
+    for image_id in range(1, 26):
+        scene, _ = demo_scene(SEED, image_id)
+        image, boxes = draw_with_boxes(scene)
+        assert image == draw_scene(scene) and set(boxes) == set(scene.things)
+        for thing in scene.grounded():
+            if scene.visitor_of(thing):  # it needs its host
+                continue
+            without = dataclasses.replace(scene, things=tuple(other for other in scene.things if other != thing))
+            changed = np.abs(np.array(image, int) - np.array(draw_scene(without), int)).max(axis=-1) > 40
+            rows, columns = np.nonzero(changed)
+            inwards = np.array((columns.min(), rows.min(), -columns.max() - 1, -rows.max() - 1))
+            inwards = inwards - np.array(boxes[thing]) * (1, 1, -1, -1)
+            assert inwards.min() > -4 and inwards.max() < 10, thing  # the outline has a width; others may cover an edge
+            checked += 1
+    assert checked > 40

@@ -51,8 +51,7 @@ def test_relevance_is_the_fall_of_the_answers_log_probability(config, beam_size,
     assert fall(path, QUESTION) == pytest.approx(0, abs=1e-4)
     blurred = view.filter(ImageFilter.GaussianBlur(32 / 6))
     falls = []
-    # the windows that hide the pixel (13, 2)
-    for left, top, right, bottom in ((8, 0, 16, 8), (12, 0, 20, 8), (8, 0, 16, 4), (12, 0, 20, 4)):
+    for left, top, right, bottom in ((8, 0, 16, 8), (12, 0, 20, 8), (8, 0, 16, 4), (12, 0, 20, 4)):  # they hide pixel (13, 2)
         hidden = view.copy()
         hidden.paste(blurred.crop((left, top, right, bottom)), (left, top))
         falls.append(fall(hidden, QUESTION))
