@@ -64,6 +64,11 @@ class ConcatFusion(nn.Module):
         return context, torch.full_like(image, torch.nan)
 
 
+def of_trainable_dtype(states):
+    """States of frozen blocks in float32, the dtype of all other weights. Autocast casts by itself."""
+    return states if torch.is_autocast_enabled(states.device.type) else states.float()
+
+
 def mlp(input_size, hidden_size, dropout):
     return nn.Sequential(nn.Linear(input_size, 2 * hidden_size), nn.GELU(), nn.Dropout(dropout),
                          nn.Linear(2 * hidden_size, hidden_size))
@@ -274,6 +279,7 @@ class VQAModel(nn.Module):
             self.token_projection = nn.Linear(image_width, hidden_size)
             self.token_attention = nn.MultiheadAttention(hidden_size, ATTENTION_HEADS, batch_first=True)
         self.decoder = DECODERS[config.decoder](vocab_size, hidden_size, config.num_layers, config.dropout)
+        self.image_dtype, self.question_dtype = None, None  # of the frozen blocks; None: float32, or that of autocast
         self.unfreeze(0, 0)
 
     # ---- the freeze boundary
@@ -300,6 +306,25 @@ class VQAModel(nn.Module):
         image_blocks, question_blocks = self.image_encoder.transformer.resblocks, self.question_encoder.h
         return (list(image_blocks[len(image_blocks) - self.clip_layers:]),
                 list(question_blocks[len(question_blocks) - self.gpt2_layers:]))
+
+    def place(self, precision):
+        """Move to the device, and the frozen blocks to the dtype that `precision` (common.device) gives them.
+
+        Call it after `unfreeze`. The weights are rounded once: autocast would do it at every call, and be slower than float32.
+        """
+        image_blocks, question_blocks = self.frozen_blocks()
+        self.image_dtype = precision.frozen_dtype(self.image_encoder.proj.shape[0]) if image_blocks else None
+        self.question_dtype = precision.frozen_dtype(self.question_encoder.config.n_embd) if question_blocks else None
+        for blocks, dtype in ((image_blocks, self.image_dtype), (question_blocks, self.question_dtype)):
+            for block in blocks if dtype else ():
+                block.to(dtype)
+        return self.to(precision.device)
+
+    def frozen_blocks(self):
+        """The frozen blocks of CLIP and of GPT-2, as two lists."""
+        image_blocks, question_blocks = self.image_encoder.transformer.resblocks, self.question_encoder.h
+        return (list(image_blocks[:len(image_blocks) - self.clip_layers]),
+                list(question_blocks[:len(question_blocks) - self.gpt2_layers]))
 
     def compile_blocks(self):
         """Compile every block of both encoders in place, for any number of rows and tokens."""
@@ -339,18 +364,19 @@ class VQAModel(nn.Module):
 
         If all blocks are frozen and only the pooled feature is used: the feature (B, D_i).
         """
-        blocks = self.image_encoder.transformer.resblocks
         states = self.image_encoder._embeds(pixels)                      # (B, T, W)
-        for block in blocks[:len(blocks) - self.clip_layers]:
+        states = states.to(self.image_dtype or states.dtype)
+        for block in self.frozen_blocks()[0]:
             states = block(states)
         if self.clip_layers or self.config.image_pooling == "attention":
             return states
-        return self.pool_image(states)[0]
+        return self.pool_image(of_trainable_dtype(states))[0]
 
     def encode_image_trainable(self, states):
         """Output of `encode_image_frozen` -> feature (B, D_i) of length 1, token features (B, T, D_i) or None."""
         if states.dim() == 2:
             return states, None
+        states = of_trainable_dtype(states)
         for block in self.trainable_blocks()[0]:
             states = block(states)
         return self.pool_image(states)
@@ -376,14 +402,16 @@ class VQAModel(nn.Module):
         gpt2 = self.question_encoder
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         states = gpt2.drop(gpt2.wte(input_ids) + gpt2.wpe(positions))    # (B, Q, W)
-        for block in gpt2.h[:len(gpt2.h) - self.gpt2_layers]:
+        states = states.to(self.question_dtype or states.dtype)
+        for block in self.frozen_blocks()[1]:
             states = block(states)
-        return states if self.gpt2_layers else self.pool_question(states, attention_mask)
+        return states if self.gpt2_layers else self.pool_question(of_trainable_dtype(states), attention_mask)
 
     def encode_question_trainable(self, states, attention_mask):
         """Output of `encode_question_frozen` -> feature (B, D_q) of length 1."""
         if states.dim() == 2:
             return states
+        states = of_trainable_dtype(states)
         for block in self.trainable_blocks()[1]:
             states = block(states)
         return self.pool_question(states, attention_mask)

@@ -427,7 +427,7 @@ def build_datasets(model, encoders, vocab, rows, folder, cfg, precision, splits,
         rows_of_split(rows, split)  # an empty split is found before minutes of encoding
     if answer_sampling == "humans":
         require_annotators(rows_of_split(rows, "train"))
-    model.to(precision.device)
+    model.place(precision)
     pixels = decode_images(folder, rows["image_path"], encoders.image, cfg.cache_dir, cfg.workers, max_unreadable)
     rows = pixels.readable(rows)
     store = build_store(model, encoders, pixels, rows["question"], cfg.cache_dir, precision)

@@ -60,7 +60,8 @@ class LoopConfig:
     patience: int = 5
     """epochs without a lower validation loss before training stops"""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """mixed precision; auto is bf16 or fp16 on a CUDA GPU, else off"""
+    """mixed precision; auto is bf16 or fp16 on a CUDA GPU, else off, but bf16 for frozen blocks of large encoders on a CPU
+    with AMX"""
     compile: bool = False
     """compile the encoders' blocks (torch.compile): takes a minute, pays on long runs"""
     cache_dir: str = "cache"

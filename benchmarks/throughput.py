@@ -146,7 +146,7 @@ class Bench:
         encoders = copy.deepcopy(self.encoders)
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, len(self.vocab), ModelConfig())
         model.unfreeze(stage.clip_layers, stage.gpt2_layers)
-        return model.to(self.precision.device)
+        return model.place(self.precision)
 
     def dataset(self, model):
         """The VQADataset of all rows, decoded and encoded into an empty cache."""

@@ -6,10 +6,18 @@ import torch
 from common.settings import environment_number
 
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
+# Width of an encoder from which its frozen blocks compute in bf16, on a CPU with AMX (matrix instructions). From here on bf16
+# is 1.5 to 3 times as fast; the demo's encoders (128 and 192) gain little, and so answer alike on every CPU. Without AMX bf16
+# is slower than float32 (docs/speed.md).
+BF16_WIDTH = 384
 
 
 class Precision:
-    """The device and the autocast dtype of a run. `auto`: bf16 if the GPU has it, else fp16; off on a CPU."""
+    """The device and the autocast dtype of a run. `auto`: bf16 if the GPU has it, else fp16; off on a CPU.
+
+    On a CPU with AMX, `auto` lets frozen blocks of large encoders compute in bf16 (`frozen_dtype`).
+    Training and all else stays in float32.
+    """
 
     def __init__(self, device="auto", amp="auto"):
         """Raises ValueError if this machine lacks the device, or the device cannot do the mode."""
@@ -34,6 +42,7 @@ class Precision:
             raise ValueError("--amp fp16 needs a CUDA device; on CPU use --amp off or --amp bf16")
         if on_cuda:
             torch.cuda.set_device(self.device)
+        self.bf16_frozen = amp == "auto" and self.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
         if amp == "auto":  # emulated bf16 is slower than fp16
             bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
             amp = "off" if not on_cuda else "bf16" if bf16 else "fp16"
@@ -44,13 +53,18 @@ class Precision:
     def autocast(self):
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
+    def frozen_dtype(self, width):
+        """The dtype of the frozen blocks of an encoder of this width. None: float32, or that of autocast."""
+        return torch.bfloat16 if self.bf16_frozen and width >= BF16_WIDTH else None
+
     def scaler(self):
         """A gradient scaler. It is disabled (every call does nothing) unless the dtype is fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def __str__(self):
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
-        return f"{name}, {torch.get_num_threads()} threads, amp {self.amp}"
+        frozen = f" (frozen blocks of width {BF16_WIDTH} or more: bf16)" if self.bf16_frozen else ""
+        return f"{name}, {torch.get_num_threads()} threads, amp {self.amp}{frozen}"
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class Answerer:
 
     def __init__(self, trained, precision):
         self.trained, self.precision = trained, precision
-        trained.model.to(precision.device)
+        trained.model.place(precision)
 
     def __call__(self, image, question, beam_size=1):
         """The Answer to `question` about `image`, with its word probabilities and alternatives. Nothing is cached.

@@ -100,7 +100,7 @@ def encode_images(model, image_encoder, pixels, cache_dir, precision):
 
     key = [pixels.key, image_encoder.fingerprint, image_encoder.mean, image_encoder.std, model.clip_layers,
            model.config.image_pooling]
-    return stored_states("image_states", key, len(pixels.paths), encode, cache_dir, precision, "images")
+    return stored_states("image_states", key, len(pixels.paths), encode, cache_dir, precision, "images", model.image_dtype)
 
 
 def encode_questions(model, question_encoder, input_ids, lengths, cache_dir, precision):
@@ -112,12 +112,13 @@ def encode_questions(model, question_encoder, input_ids, lengths, cache_dir, pre
 
     ids_hash = hashlib.blake2b(input_ids.numpy().tobytes() + lengths.numpy().tobytes(), digest_size=16).hexdigest()
     key = [ids_hash, question_encoder.fingerprint, model.gpt2_layers]
-    return stored_states("question_states", key, len(input_ids), encode, cache_dir, precision, "questions")
+    return stored_states("question_states", key, len(input_ids), encode, cache_dir, precision, "questions",
+                         model.question_dtype)
 
 
-def stored_states(name, key, count, encode, cache_dir, precision, unit):
+def stored_states(name, key, count, encode, cache_dir, precision, unit, frozen_dtype=None):
     """The states from `cache_dir`. If they are not there yet, `encode(slice)` computes them batch by batch."""
-    dtype = precision.dtype or torch.float32
+    dtype = frozen_dtype or precision.dtype or torch.float32
     target = Path(cache_dir) / f"{name}-{hash_of([name, STATES_VERSION, key, str(dtype)])}.npy"
     if not distributed.broadcast(target.is_file()):
         def states_of(rows):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from common.device import Precision
 from evaluation.generation import answer_dataset
 from features.arrays import fingerprint
-from model import FUSIONS, ConstantFusion, GatedFusion
+from features.store import build_store
+from model import FUSIONS, ConstantFusion, GatedFusion, ModelConfig, VQAModel
 from preprocess import VQADataset, read_rows
 from training.step import answer_loss
 from vocab import END, PAD, START, UNK, Vocab
@@ -48,6 +49,51 @@ def test_stored_states_equal_a_live_forward_at_every_freeze_boundary(trainable, 
         states = store.question_states[row:row + 1]
         stored = model.encode_question_trainable(states, torch.arange(store.question_states.shape[1])[None] < length)
         torch.testing.assert_close(stored, F.normalize(hidden.mean(1), dim=-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("trainable", [0, 1, ALL_BLOCKS])
+def test_in_bf16_stored_states_equal_a_live_forward_and_only_frozen_blocks_are_rounded(trainable, make_model, encoders, pixels,
+                                                                                       tmp_path, monkeypatch):
+    """As on a CPU with AMX, for encoders of any width. Training goes on in float32, from states in bf16."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("common.device.BF16_WIDTH", 1)
+    model, stores = make_model(clip_layers=trainable, gpt2_layers=trainable), {}
+    for amp in ("off", "auto"):
+        precision = Precision("cpu", amp)
+        stores[amp] = build_store(model.place(precision), encoders, pixels, ["What?"], tmp_path, precision)
+    rounded = torch.bfloat16 if trainable != ALL_BLOCKS else torch.float32
+    assert {parameter.dtype for blocks in model.frozen_blocks() for block in blocks for parameter in block.parameters()} == (
+        {rounded} if trainable != ALL_BLOCKS else set())
+    assert {weight.dtype for weight in model.trainable_weights().values()} == {torch.float32}
+    states = stores["auto"].image_states
+    assert states.dtype == (rounded if trainable else torch.float32)
+    live = model.encode_image_frozen(encoders.image.normalize(torch.from_numpy(pixels.pixels[:16])))
+    torch.testing.assert_close(live, states[:16])
+    batch = {"image_states": states[:1], "image_row": torch.zeros(1, dtype=torch.long), "attention_mask": torch.ones(1, 1),
+             "question_row": torch.zeros(1, dtype=torch.long), "question_states": stores["auto"].question_states[:1, :1]}
+    if not trainable:
+        batch["question_states"] = stores["auto"].question_states[:1]
+    assert model(batch, torch.tensor([[START]])).dtype == torch.float32
+    features = [model.encode_image_trainable(stores[amp].image_states)[0] for amp in stores]
+    assert F.cosine_similarity(*features).min() > 0.999
+    assert torch.equal(*features) == (trainable == ALL_BLOCKS)  # the store of float32 was not taken for that of bf16
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+def test_bf16_hardly_turns_the_features_of_encoders_of_real_size():
+    import open_clip
+    from transformers import GPT2Config, GPT2Model
+    torch.manual_seed(0)
+    text_tower = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+    config = open_clip.get_model_config("ViT-B-32-quickgelu") | {"text_cfg": text_tower}
+    model = VQAModel(open_clip.CLIP(**config).visual, GPT2Model(GPT2Config(n_layer=6, vocab_size=512)), 9, ModelConfig()).eval()
+    inputs = torch.randn(4, 3, 224, 224), (torch.randint(512, (4, 16)), torch.ones(4, 16))
+    features = []
+    for amp in ("off", "auto"):
+        model.place(Precision("cpu", amp))
+        features.append((model.encode_image(inputs[0])[0], model.encode_question(*inputs[1])))
+    for one, other in zip(*features, strict=True):
+        assert not torch.equal(one, other) and F.cosine_similarity(one, other).min() > 0.999
 
 
 def test_frozen_parts_stay_in_eval_mode_and_unfrozen_blocks_train(make_model):

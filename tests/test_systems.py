@@ -8,7 +8,7 @@ from conftest import ROOT, call_scripts
 from image_server import draw_jpeg
 from test_imports import FILES, imported_modules
 
-from common.device import Precision
+from common.device import BF16_WIDTH, Precision
 
 # Python runs this file at its start. Without os.fork images are decoded in spawned processes, as on both systems.
 LACKS = """
@@ -62,3 +62,13 @@ def test_metal_computes_in_float32_without_mixed_precision(monkeypatch):
         with pytest.raises(ValueError, match=f"--amp {amp} is not supported on --device mps: use --amp off"):
             Precision("mps", amp)
     assert Precision("auto").device.type != "mps"
+
+
+@pytest.mark.parametrize("supported, amp, width, dtype", [
+    (True, "auto", BF16_WIDTH, torch.bfloat16), (True, "auto", BF16_WIDTH - 1, None), (True, "off", 768, None),
+    (False, "auto", 768, None)])
+def test_auto_uses_bf16_for_large_frozen_encoders_on_a_cpu_that_has_it(supported, amp, width, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported)
+    precision = Precision("cpu", amp)
+    assert precision.frozen_dtype(width) == dtype
+    assert precision.dtype is None, "all that is trained stays in float32"
