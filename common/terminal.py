@@ -2,6 +2,8 @@
 
 A script says at once that it has started: its libraries take seconds to load.
 """
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -73,12 +75,15 @@ def end_imports_at_once(number, frame):
 def announce_imports():
     """Say that libraries are loaded, which takes seconds, and set `end_imports_at_once`; but only in our own scripts.
 
-    Not for --help, whose output may be piped, and not in further processes of torchrun. If Ctrl-C is ignored, as in a
-    background job, it stays ignored.
+    Until the imports have ended, and at the exit, garbage is not collected: it is searched for in all objects of the
+    libraries, again and again, which took a third of the time. Nothing is said for --help, whose output may be piped, and
+    in further processes of torchrun. If Ctrl-C is ignored, as in a background job, it stays ignored.
     """
     main_file = Path(getattr(sys.modules["__main__"], "__file__", None) or "nowhere/else").resolve()
     if main_file.parent not in SCRIPT_FOLDERS:
         return
+    gc.disable()
+    atexit.register(gc.freeze)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_imports_at_once)
     if not {"-h", "--help"} & set(sys.argv) and os.environ.get("RANK", "0") == "0":
@@ -87,5 +92,8 @@ def announce_imports():
 
 
 def imports_have_ended():
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
     if signal.getsignal(signal.SIGINT) is end_imports_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

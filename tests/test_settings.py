@@ -93,6 +93,15 @@ def test_help_and_further_processes_of_torchrun_do_not_announce_their_imports(fl
     assert "loading libraries" not in process.communicate(timeout=60)[0]
 
 
+@pytest.mark.parametrize("command, expected", [((ROOT / "train.py",), "train.py: loading libraries\nFalse\n"),
+                                               (("-c", "import train"), "True\n")], ids=["script", "notebook"])
+def test_a_script_does_not_collect_garbage_while_it_imports(command, expected, tmp_path):
+    """It took a third of the time between command and answer. A notebook keeps its own setting."""
+    (tmp_path / "torch.py").write_text("import gc, os\nprint(gc.isenabled(), flush=True)\nos._exit(0)")
+    process = start(*command, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert process.communicate(timeout=60)[0] == expected
+
+
 def test_importing_the_package_leaves_ctrl_c_alone(tmp_path):
     """A notebook that imports `train` keeps its own handler."""
     code = "import signal; from common import settings; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
