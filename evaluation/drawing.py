@@ -212,7 +212,7 @@ def _draw_shares(draw, answer, x, y, width):
     """Bars of confidence and gate. Returns the y below them."""
     shares = [("confidence: product of the probabilities", answer.confidence)]
     if answer.gate is not None:
-        shares.append((f"gate: {answer.gate:.0%} image, {1 - answer.gate:.0%} question", answer.gate))
+        shares.append(("gate: weight of the image in the mix", answer.gate))
     for title, share in shares:
         y = write_text(draw, x, y, title, base_font(19), MUTED, width, 2) + 6
         draw_bar(draw, (x, y + 10, x + width - 70, y + 19), share, ACCENT)
