@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-import pandas as pd
 import torch
 
 from common.files import SPLITS, is_text, refuse_device
@@ -92,6 +91,7 @@ def read_csv(csv_path, need_answers=True, use_split=True):
     Cells are separated by commas, semicolons or tabs: spreadsheets write semicolons in some countries.
     Raises ValueError if the file is no such CSV; the message names the line.
     """
+    import pandas as pd
     header, records, lines = parse_csv(csv_path)
     needed = ("image_path", "question", "answer") if need_answers and "answers" not in header else ("image_path", "question")
     missing = [column for column in needed if column not in header]

@@ -21,7 +21,6 @@ from common import settings  # first: before torch
 from common.device import Precision
 from common.files import RUN_FILES, is_text, refuse_device, require_separate, write_json
 from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
-from evaluation.comparison import print_comparison
 from evaluation.drawing import draw_prediction
 from evaluation.fonts import report_missing_characters
 from evaluation.generation import Answerer, answer_dataset, load
@@ -298,6 +297,7 @@ def main(cfg):
     check_settings(cfg)
     choose_bleu_tokenizer(cfg.bleu_tokenize)
     if cfg.compare is not None:
+        from evaluation.comparison import print_comparison
         sides = (cfg.compare, cfg.against) if cfg.against else (cfg.compare[:1], cfg.compare[1:])
         print_comparison(*sides)
         return

@@ -2,7 +2,6 @@
 import contextlib
 
 import matplotlib
-from matplotlib.figure import Figure
 
 from common.files import atomic_write
 
@@ -22,6 +21,7 @@ def new_figure(path, width, height):
 
     The figure does not use pyplot, so it needs no display and changes no global setting.
     """
+    from matplotlib.figure import Figure  # here: one question about one image needs no figure, but the colours above
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI)
         yield figure

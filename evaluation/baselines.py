@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from statistics import multimode
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from evaluation.metrics import METRICS, as_columns, exact_match, score_row, sentence_bleu
@@ -43,6 +42,7 @@ def most_frequent_answer(train_answers):
 
 def most_frequent_per_type(train_answers, train_types, types):
     """For each of `types` the most frequent training answer of that type; for an unseen type that of all rows."""
+    import pandas as pd
     best = pd.Series(train_answers).groupby(train_types).agg(most_frequent_answer)
     return pd.Series(types).map(best).fillna(most_frequent_answer(train_answers)).tolist()
 

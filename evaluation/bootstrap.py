@@ -5,7 +5,6 @@ Pure functions on arrays. All scores are 0 to 100 unless said otherwise.
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 
 UNIT = "mean sentence BLEU"  # of the values in a verdict
 DRAWS = 2000             # bootstrap draws of each interval
@@ -22,6 +21,7 @@ def bootstrap_draws(values, groups, draws=DRAWS, seed=42):
     left out. A mean is NaN if no row has a score. One group alone gives no draws: they are NaN. Raises ValueError
     without rows.
     """
+    import pandas as pd
     if not len(values):
         raise ValueError("there are no rows to score")
     by_group = pd.DataFrame(np.asarray(values, dtype=np.float64)).groupby(np.asarray(groups))
@@ -41,6 +41,7 @@ def _ratios(sums):
 
 def _interval(drawn):
     """(low, high), each (k,): 95 % percentile interval of each column of `drawn` (draws, k) or (draws,)."""
+    import pandas as pd
     return tuple(pd.DataFrame(drawn).quantile([0.025, 0.975]).to_numpy())
 
 
@@ -190,6 +191,7 @@ def expected_calibration_error(confidence, correct):
     confidence: (n,) in 0 to 1; correct: (n,) 0 or 1; the error is 0 to 1 (Guo et al. 2017). table: a DataFrame with
     low, high, n, confidence and accuracy of each bin (low, high] with rows. Raises ValueError outside 0 to 1 or without rows.
     """
+    import pandas as pd
     from sklearn.calibration import calibration_curve
     accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins with rows
     edges = np.linspace(0, 1, BINS + 1)

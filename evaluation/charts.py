@@ -2,7 +2,6 @@
 import textwrap
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from common.plotting import ACCENT, BAND, HAIRLINE, INK, MUTED, RIGHT, WRONG, new_figure
 from evaluation.report import score_bars, verdict_sentence
@@ -58,6 +57,7 @@ def draw_calibration(table, error, brier, path):
 
     table, error: as from `expected_calibration_error`. brier: the Brier score, 0 to 1.
     """
+    from matplotlib.ticker import MaxNLocator
     with new_figure(path, 6, 6.4) as figure:
         upper = figure.add_axes((0.13, 0.29, 0.82, 0.54))
         lower = figure.add_axes((0.13, 0.1, 0.82, 0.14))

@@ -1,6 +1,5 @@
 """The metrics file and the printed table of an evaluation."""
 import numpy as np
-import pandas as pd
 import regex
 
 from common.settings import printable
@@ -98,6 +97,7 @@ def annotator_line(metrics):
 
 def print_table(metrics):
     """Print the lines of `table_lines` with the headline's interval, the headline per type and the verdict."""
+    import pandas as pd
     low, high = metrics["humans_per_question"]
     each = f"{low} to {high} annotations" if low != high else f"{low} annotation{'s' * (low != 1)}"
     print(f"\n{metrics['num_questions']} questions on {metrics['num_images']} images, {each} each; every score 0 to 100, "

@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -41,6 +40,7 @@ def result_rows(rows, answers, folder, scores=None):
 
 def write_csv(rows, path):
     """The results CSV. Every text is quoted: many readers take a carriage return without quotes as the end of a row."""
+    import pandas as pd
     with atomic_write(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).round(4).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 

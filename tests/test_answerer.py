@@ -113,3 +113,14 @@ def test_the_lines_of_the_readme_run():
     result = subprocess.run([sys.executable, "-c", block], cwd=ROOT, text=True, capture_output=True)
     assert result.returncode == 0 and not result.stderr, result.stderr
     assert result.stdout.startswith("a small yellow bird 0.")
+
+
+def test_one_question_loads_no_library_that_it_does_not_need(stage_one, data_dir, tmp_path):
+    """Tables, figures and the vote of the nearest questions are for whole splits: they took half a second of every question."""
+    code = ("import sys, test\nfrom common import settings\nsettings.run(test.main, test.Config)\n"
+            "print('heavy:', sorted({'pandas', 'matplotlib.figure', 'matplotlib.pyplot', 'sklearn'} & set(sys.modules)))")
+    flags = ["--checkpoint", stage_one / "vqa_checkpoint.pt", "--image", data_dir / "images/0000.png", "--question", QUESTION,
+             "--results-dir", tmp_path]
+    command = [sys.executable, "-c", code, *map(str, flags)]
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
+    assert "answer: " in result.stdout and result.stdout.endswith("heavy: []\n")
