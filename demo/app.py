@@ -4,7 +4,6 @@ Reads a checkpoint. Listens on this machine only, unless --host says otherwise, 
 are deleted when it ends. The model is loaded once; questions are answered one after the other.
 """
 import html
-import itertools
 import os
 import socket
 import sys
@@ -18,12 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from common import settings  # first: before torch
 from common.images import UNREADABLE, open_image
 from demo.drawing import draw_scene
-from demo.make_scenes import demo_scene, make_questions
+from demo.make_scenes import JPEG_QUALITY, demo_scene, image_ids_of, make_questions
 from evaluation.drawing import draw_explanation
 from evaluation.generation import load
 from evaluation.relevance import explain
 from features.trained_model import CheckpointConfig
-from mini_vqa_v2 import choose_split
 from preprocess import data_folder, read_rows, rows_of_split
 
 NUM_EXAMPLES, SEED = 6, 42
@@ -58,12 +56,11 @@ def data_examples(data_dir):
 
 def scene_examples(folder):
     """[image file, question] of the first scenes in the demo's test split. They are drawn into `folder`."""
-    test_ids = (image_id for image_id in itertools.count(1) if choose_split(image_id, SEED, 0.1, 0.1) == "test")
     examples = []
-    for image_id in itertools.islice(test_ids, NUM_EXAMPLES):
+    for image_id in image_ids_of("test")[:NUM_EXAMPLES]:
         scene, rng = demo_scene(SEED, image_id)
         examples.append([str(folder / f"{image_id}.jpg"), make_questions(image_id, scene, rng)[0]["question"]])
-        draw_scene(scene).save(examples[-1][0], quality=88)
+        draw_scene(scene).save(examples[-1][0], quality=JPEG_QUALITY)
     return examples
 
 

@@ -61,10 +61,9 @@ def draw_prediction(row, path):
     """Write one answered question as a PNG: the image; below it question, prediction, confidence and annotations."""
     image = fitted(row["image_file"], IMAGE_WIDTH, IMAGE_HEIGHT)
     sheet, draw = new_sheet(image, IMAGE_WIDTH, image.height, 1400)
-    inner = IMAGE_WIDTH - 2 * MARGIN
-    y = write_text(draw, MARGIN, image.height + 34, row["question"], base_font(34, True), INK, inner, 4) + 22
+    y = write_text(draw, MARGIN, image.height + 34, row["question"], base_font(34, True), INK, INNER_WIDTH, 4) + 22
     draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
-    middle = MARGIN + int(inner * 0.54)
+    middle = MARGIN + int(INNER_WIDTH * 0.54)
     left = _draw_model(draw, row, MARGIN, y + 24, middle - MARGIN - 40)
     right = _draw_annotations(draw, row, middle, y + 24, IMAGE_WIDTH - MARGIN - middle)
     with atomic_write(path) as temporary:
