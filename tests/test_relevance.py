@@ -3,39 +3,21 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import MODEL_CONFIGS, ROOT
 from PIL import Image, ImageFilter
 
-from common.device import Precision
-from demo.check_relevance import check_scene, image_ids
+from demo.check_relevance import check_scene
+from demo.make_scenes import image_ids_of
 from evaluation import drawing
-from evaluation.generation import Answer, Answerer, load
+from evaluation.generation import Answer, load
 from evaluation.relevance import Explanation, explain, log_probabilities, windows_of
-from features.trained_model import TrainedModel
-from preprocess import read_rows
-from vocab import Vocab
 
 QUESTION = "What do you  see in the image?"
 WORDS = QUESTION.split()
 
 
-@pytest.fixture
-def make_answerer(encoders, make_model, data_dir):
-    """make_answerer(**config) -> Answerer of a random model with clear preferences."""
-    def make(**config):
-        vocab = Vocab.build(read_rows(data_dir)["answer"], whole_answers=config.get("decoder") == "classifier")
-        model = make_model(len(vocab), answer_max_len=8, **config)
-        for parameter in model.decoder.output.parameters():
-            parameter.data *= 8
-        return Answerer(TrainedModel(model, encoders, vocab, {}), Precision("cpu"))
-    return make
-
-
 @pytest.mark.parametrize("beam_size", [1, 3])
-@pytest.mark.parametrize("config", [
-    {}, {"decoder": "classifier"}, {"fusion": "concat"}, {"inputs": "question"}, {"inputs": "image"},
-    {"clip_layers": 2, "gpt2_layers": 1}, {"image_pooling": "attention", "clip_layers": 1},
-], ids=str)
+@MODEL_CONFIGS
 def test_relevance_is_the_fall_of_the_answers_log_probability(config, beam_size, make_answerer, data_dir):
     """Each number is computed again from an image or a question that was changed by hand."""
     answerer, path = make_answerer(**config), data_dir / "images/0001.png"
@@ -96,5 +78,5 @@ def test_the_drawn_map_is_strongest_where_the_relevance_is():
 def test_the_map_finds_the_thing_that_the_question_is_about():
     """The first scenes of the demo's test split; docs/scores.md has the number of all, by demo/check_relevance.py."""
     answerer = load(ROOT / "demo/vqa_checkpoint.pt")
-    cases = [case for image_id in image_ids("test")[:20] for case in check_scene(answerer, image_id)]
+    cases = [case for image_id in image_ids_of("test")[:20] for case in check_scene(answerer, image_id)]
     assert len(cases) > 8 and np.mean([case.found for case in cases]) >= 0.8 > 4 * np.mean([case.chance for case in cases])
