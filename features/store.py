@@ -75,7 +75,7 @@ def build_store(model, encoders, pixels, questions, cache_dir, precision):
 def tokenize_questions(tokenizer, questions, question_max_len, verbose=True, warn=True):
     """Token ids (N, Q), padded on the right, and lengths (N,). Prints how many questions are truncated.
 
-    Without `verbose` it prints nothing if none is truncated, and nothing at all without `warn` too.
+    Without `verbose` it prints only if some are truncated; if `warn` is False too, it prints nothing.
     """
     encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(list(map(nfc, questions)))["input_ids"]]
     truncated = sum(len(ids) > question_max_len for ids in encoded)
