@@ -98,13 +98,13 @@ def build_page(gr, answerer, examples):
                 below = gr.Column(elem_id="examples")
             with gr.Column():
                 answer = gr.HTML(label="Answer", show_label=True, container=True, elem_id="answer")
-                picture = gr.Image(label="Why this answer", interactive=False, format="png", buttons=["fullscreen"],
-                                   elem_id="why", alt_text="The regions and words that the answer hangs on")
+                why = gr.Image(label="Why this answer", interactive=False, format="png", buttons=["fullscreen"], elem_id="why",
+                               alt_text="The regions and words that the answer depends on")
         with below:
             chosen = gr.Examples(examples, [image, question]).load_input_event
         # without gradio's preprocessing, as `open_image` reads more kinds of images, and says what is wrong with one
-        call = {"fn": ask, "inputs": [image, question], "outputs": [answer, picture], "preprocess": False,
-                "show_progress_on": picture, "trigger_mode": "always_last"}
+        call = {"fn": ask, "inputs": [image, question], "outputs": [answer, why], "preprocess": False,
+                "show_progress_on": why, "trigger_mode": "always_last"}
         gr.on([button.click, question.submit], **call, api_name="ask")
         chosen.then(**call, api_visibility="private")
     return page

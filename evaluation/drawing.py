@@ -23,6 +23,7 @@ IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN, GAP = 960, 736, 44, 28  # a 4:3 image fills t
 INNER_WIDTH = IMAGE_WIDTH - 2 * MARGIN
 CELL_WIDTH, CELL_GAP = 420, 28
 MAX_ANSWERS_SHOWN, MAX_LINES = 6, 8
+MAP_CELLS = 8  # along each side of the relevance map: relevance.STRIPS, whose module needs torch
 LEAST_SCALE = 0.5  # nats; without it, the noise of an image that does not matter would get the strongest colour
 
 
@@ -163,7 +164,7 @@ def _draw_panels(view, shares):
     panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
     panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.BICUBIC))[..., None]
-    cells = Image.fromarray(shares.astype(np.float32)).resize((8, 8), Image.Resampling.BOX)  # that `relevance` measures
+    cells = Image.fromarray(shares.astype(np.float32)).resize((MAP_CELLS, MAP_CELLS), Image.Resampling.BOX)
     shares = cells.resize(size, Image.Resampling.BICUBIC)  # smooth: their edges mean nothing
     coloured = relevance_colours(shares) * (0.45 + 0.55 * grey / 255)  # no black, which would hide the colours
     panels.paste(Image.fromarray(coloured.round().astype(np.uint8)), (width + GAP, 0))
