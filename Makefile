@@ -45,7 +45,7 @@ demo: .venv/installed demo-data
 	$(PY) fine_tune.py $(DEMO_DATA) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --output-dir $(STAGE_2) --overwrite \
 	  --clip-layers 4 --gpt2-layers 4 $(DEMO_FINE_TUNE)
 	$(PY) train.py $(DEMO_DATA) --inputs question --output-dir $(QUESTION_ONLY) --overwrite $(DEMO_TRAIN) --patience 30
-	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --results-dir results/demo/stage_1 \
+	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --results-dir results/demo/stage_1 --num-pictures 0 \
 	  --results-csv output/demo/stage_1_results.csv --metrics-json output/demo/stage_1_metrics.json
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_2)/vqa_checkpoint.pt --results-dir results/demo \
 	  --results-csv output/demo/vqa_test_results.csv --metrics-json output/demo/vqa_test_metrics.json

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from tqdm import tqdm
+
 from common import settings
 from common.files import SPLITS, atomic_write, file_lock, remove_temporaries, write_json
 from common.labels import held_out_labels, is_agreed, is_long, majority_answer
@@ -174,7 +176,7 @@ def label_rows(questions, annotations, cfg):
     dropped = {"question without an annotation": len(questions.keys() - annotations.keys()),
                "annotation without a question": len(annotations.keys() - questions.keys()), too_short: 0, disputed: 0}
     rows = []
-    for question_id in sorted(questions.keys() & annotations.keys()):
+    for question_id in tqdm(sorted(questions.keys() & annotations.keys()), "labels", delay=1, leave=False):
         annotation, where = annotations[question_id], f"question {question_id}"
         answers = annotation.get("answers")
         if not isinstance(answers, list) or not answers:
@@ -203,7 +205,7 @@ def held_out_rows(questions, annotations, cfg):
     Call it after `label_rows`, which checks the answers.
     """
     rows = []
-    for question_id in sorted(questions.keys() & annotations.keys()):
+    for question_id in tqdm(sorted(questions.keys() & annotations.keys()), "held-out annotators", delay=1, leave=False):
         answers = annotations[question_id]["answers"]
         labels = held_out_labels(answers, cfg)
         if any(label is not None for label in labels):

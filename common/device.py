@@ -7,7 +7,7 @@ from common.settings import environment_number
 
 DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 # Width of an encoder from which its frozen blocks compute in bf16, on a CPU with AMX (matrix instructions). From here on bf16
-# is 1.5 to 3 times as fast; the demo's encoders (128 and 192) gain little, and so answer alike on every CPU. Without AMX bf16
+# is 1.5 to 3 times as fast; the demo's encoders (160 and 128) gain little, and so answer alike on every CPU. Without AMX bf16
 # is slower than float32 (docs/speed.md).
 BF16_WIDTH = 384
 

@@ -82,7 +82,8 @@ def print_next_commands(row, cfg):
     image = Path(cfg.data_dir) / row["image_path_b"]
     commands = {
         "look at all answers": ["-m", "webbrowser", (Path(cfg.results_dir) / "index.html").resolve().as_uri()],
-        "ask about an image": ["test.py", "--checkpoint", cfg.checkpoint, "--image", image, "--question", row["question_b"]],
+        "ask about an image": ["test.py", "--checkpoint", cfg.checkpoint, "--image", image, "--question", row["question_b"],
+                               "--explain"],
         "train on your own CSV with the columns image_path, question, answer": ["train.py", "--data-dir", "folder/my.csv"]}
     for purpose, command in commands.items():
         print(f"\n# {purpose}\n{shlex.join(map(str, [python, *command]))}")

@@ -3,7 +3,7 @@ import numpy as np
 import regex
 
 from common.settings import printable
-from evaluation.baselines import display_name, one_annotator
+from evaluation.baselines import display_name, one_annotator, progress
 from evaluation.bootstrap import (
     MIN_IMAGES,
     MIN_TYPE_ROWS,
@@ -35,8 +35,9 @@ def evaluate(rows, floors, predictions=None, ceilings=None, confidences=None, he
                "one_annotator": "optimistic" if optimistic else "held out"}
     report_unspaced_labels(labels, metrics["signature"])
     scores = None
-    floors, ceilings = ({name: score_rows(texts, labels, annotations) for name, texts in (answers or {}).items()}
-                        for answers in (floors, ceilings))
+    floors, ceilings = ({name: score_rows(texts, labels, annotations)
+                         for name, texts in progress((answers or {}).items(), f"scoring {kind}")}
+                        for kind, answers in (("floors", floors), ("ceilings", ceilings)))
     if predictions is not None:
         scores = score_rows(predictions, labels, annotations)
         headlines = {name: floor[HEADLINE] for name, floor in floors.items()}

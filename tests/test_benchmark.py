@@ -35,6 +35,7 @@ def test_all_rows_are_measured_and_printed(benchmark):
                   "stage 2, batch 32", "answer from the cache of stage 1", "answer from the cache of stage 2"):
         assert sum(name.startswith(start) for name in names) == 1, start
     assert all(name in output for name in names) and "start-up of train.py" in output
+    assert f"--amp auto: {content['times_of_float32']:.2f} times as fast" in output and content["times_of_float32"] > 0
     numbers = [value for entry in (*content["rows"], *content["trainings"], content["start_up"]) for value in entry.values()
                if isinstance(value, float)]
     assert all(math.isfinite(value) and value > 0 for value in numbers)

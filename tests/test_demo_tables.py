@@ -58,8 +58,9 @@ def test_the_demo_ends_with_three_commands_to_copy(demo, capsys):
     browse, ask, train = [shlex.split(line) for line in capsys.readouterr().out.splitlines()[-7:] if line and line[0] != "#"]
     assert {command[0] for command in (browse, ask, train)} == {sys.executable}
     assert browse[1:3] == ["-m", "webbrowser"] and browse[3].startswith("file:///") and browse[3].endswith("/r/index.html")
-    asked = dict(zip(ask[2::2], ask[3::2], strict=True))
-    assert ask[1] == "test.py" and set(asked) == {"--checkpoint", "--image", "--question"} and Path(asked["--image"]).is_file()
+    asked = dict(zip(ask[2:-1:2], ask[3:-1:2], strict=True))
+    assert (ask[1], ask[-1]) == ("test.py", "--explain")
+    assert set(asked) == {"--checkpoint", "--image", "--question"} and Path(asked["--image"]).is_file()
     assert asked["--question"] in set(read_rows(demo.data_dir).query("split == 'test'")["question"])
     assert train[1:] == ["train.py", "--data-dir", "folder/my.csv"]
 
