@@ -86,7 +86,7 @@ def build_page(gr, answerer, examples):
             return
         answer = describe(answerer(image, question))
         yield answer, None
-        yield answer, draw_explanation(question, explain(answerer, image, question))
+        yield answer, draw_explanation(explain(answerer, image, question))
 
     with gr.Blocks(title="Ask about an image", analytics_enabled=False) as page:
         gr.Markdown("# Ask about an image")

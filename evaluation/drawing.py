@@ -110,7 +110,7 @@ def _draw_annotations(draw, row, x, y, width):
     return y
 
 
-def draw_explanation(question, explanation):
+def draw_explanation(explanation):
     """A Pillow image of why the model answered so. explanation: from `relevance.explain`.
 
     What the model sees, and the same under the relevance map; the words of the question, coloured by relevance; the words

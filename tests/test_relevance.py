@@ -61,7 +61,7 @@ def test_a_question_of_one_word_and_a_very_long_one_are_explained(question, word
     explanation = explain(make_answerer(), data_dir / "images/0001.png", question)
     nats = [nats for _, nats in explanation.question_words]
     assert len(nats) == words and nats[0] != 0 and not any(nats[32:])
-    assert drawing.draw_explanation(question, explanation).height < 2000
+    assert drawing.draw_explanation(explanation).height < 2000
 
 
 def test_the_drawn_map_is_strongest_where_the_relevance_is():
@@ -69,7 +69,7 @@ def test_the_drawn_map_is_strongest_where_the_relevance_is():
     relevance[72:, :24] = 4.0
     explanation = Explanation(Answer("a cat", 0.5, None, [("a", 0.8), ("cat", 0.7), ("<end>", 0.9)]),
                               Image.new("RGB", (96, 96), "#808080"), relevance, [("What?", -0.04)])
-    drawn = np.asarray(drawing.draw_explanation("What?", explanation)).astype(int)
+    drawn = np.asarray(drawing.draw_explanation(explanation)).astype(int)
     panel = drawn[28:450, 494:916]
     colourful = panel[..., 0] - panel[..., 2]  # red more than blue: orange
     assert colourful[380:, :40].min() > 100 and colourful[:200].max() < 30 and colourful[:, 200:].max() < 30
