@@ -105,9 +105,9 @@ def share_of_way(values, floor, reference, groups, reference_groups=None):
 
 
 def summarise(scores_by_name, groups):
-    """{NAME: (n,)} -> {NAME: {"value", "ci95": [low, high], "n"}}, rounded to 0.01.
+    """{NAME: (n,)} -> {NAME: {"value", "ci95": [low, high], "n"}}.
 
-    n is the number of rows that have the score. None stands for a missing mean or interval.
+    Rounded to 0.0001. With fewer decimals, rounding again to 0.1 for display can go wrong. n is the number of rows that have the score. None stands for a missing mean or interval.
     """
     table = np.column_stack(list(scores_by_name.values()))
     columns = zip(*bootstrap_mean(table, groups), (~np.isnan(table)).sum(0), strict=True)
@@ -116,7 +116,7 @@ def summarise(scores_by_name, groups):
 
 
 def _rounded(number):
-    return None if np.isnan(number) else round(float(number), 2)
+    return None if np.isnan(number) else round(float(number), 4)
 
 
 def by_type(scores_by_name, types, groups, min_rows=MIN_TYPE_ROWS):
