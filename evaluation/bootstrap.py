@@ -107,7 +107,8 @@ def share_of_way(values, floor, reference, groups, reference_groups=None):
 def summarise(scores_by_name, groups):
     """{NAME: (n,)} -> {NAME: {"value", "ci95": [low, high], "n"}}.
 
-    Rounded to 0.0001. With fewer decimals, rounding again to 0.1 for display can go wrong. n is the number of rows that have the score. None stands for a missing mean or interval.
+    Rounded to 0.0001: rounding 43.147 to 43.15 and then to 0.1 for display would give 43.2.
+    n is the number of rows that have the score. None stands for a missing mean or interval.
     """
     table = np.column_stack(list(scores_by_name.values()))
     columns = zip(*bootstrap_mean(table, groups), (~np.isnan(table)).sum(0), strict=True)
