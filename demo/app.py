@@ -19,7 +19,7 @@ from common import settings  # first: before torch
 from common.images import UNREADABLE, open_image
 from demo.drawing import draw_scene
 from demo.make_scenes import demo_scene, make_questions
-from evaluation.drawing import draw_explanation, search_note
+from evaluation.drawing import draw_explanation
 from evaluation.generation import load
 from evaluation.relevance import explain
 from features.trained_model import CheckpointConfig
@@ -70,12 +70,10 @@ def scene_examples(folder):
 
 
 def describe(answer):
-    """The answer as HTML: its words, confidence and gate, and the other answers of the beam."""
+    """The answer as HTML: its words, confidence and gate. The picture shows the rest."""
     gate = "" if answer.gate is None else f" · gate {answer.gate:.2f} (weight of the image in the mix)"
-    others = ", ".join(f"{text or '(no words)'} {confidence:.2f}" for text, confidence in answer.alternatives)
-    lines = [f"confidence {answer.confidence:.2f}{gate}"] + ([f"other answers: {others}"] if others else [])
-    lines += [note] if (note := search_note(answer)) else []
-    return f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p><p>{'<br>'.join(map(html.escape, lines))}</p>"
+    return (f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p>"
+            f"<p>confidence {answer.confidence:.2f}{gate}</p>")
 
 
 def build_page(gr, answerer, examples):
