@@ -41,18 +41,26 @@ install: .venv/installed
 	@touch $@
 
 demo: .venv/installed demo-data
+	@echo "== make demo, step 3 of 8: stage 1 trains the model on frozen encoders"
 	$(PY) train.py $(DEMO_DATA) --output-dir $(STAGE_1) --overwrite $(DEMO_TRAIN)
+	@echo "== make demo, step 4 of 8: stage 2 trains the last blocks of the encoders too"
 	$(PY) fine_tune.py $(DEMO_DATA) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --output-dir $(STAGE_2) --overwrite \
 	  --clip-layers 4 --gpt2-layers 4 $(DEMO_FINE_TUNE)
+	@echo "== make demo, step 5 of 8: a floor to compare with, a model that never sees the image"
 	$(PY) train.py $(DEMO_DATA) --inputs question --output-dir $(QUESTION_ONLY) --overwrite $(DEMO_TRAIN) --patience 30
+	@echo "== make demo, step 6 of 8: stage 1 answers the test questions"
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_1)/vqa_checkpoint.pt --results-dir results/demo/stage_1 --num-pictures 0 \
 	  --results-csv output/demo/stage_1_results.csv --metrics-json output/demo/stage_1_metrics.json
+	@echo "== make demo, step 7 of 8: stage 2 answers the test questions"
 	$(PY) test.py $(DEMO_TEST) --checkpoint $(STAGE_2)/vqa_checkpoint.pt --results-dir results/demo \
 	  --results-csv output/demo/vqa_test_results.csv --metrics-json output/demo/vqa_test_metrics.json
+	@echo "== make demo, step 8 of 8: one table"
 	$(PY) demo/show_table.py
 
 demo-data: .venv/installed
+	@echo "== make demo, step 1 of 8: draw scenes, with questions and answers"
 	$(PY) demo/make_scenes.py
+	@echo "== make demo, step 2 of 8: choose rows and split them by image"
 	$(PY) mini_vqa_v2.py --vqa-dir demo/vqa_v2 --image-dir demo/vqa_v2/train2014 --output-dir demo/mini_vqa_v2
 
 ablations: .venv/installed demo-data

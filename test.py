@@ -211,7 +211,7 @@ def read_scored_rows(cfg):
         print(f"answering all {len(rows)} rows of {cfg.test_csv}; its column split does not count")
     else:
         print(f"answering {(rows['split'] == cfg.split).sum()} of {len(rows)} rows of {cfg.data_dir}, those of the split "
-              f"{cfg.split}; --test-csv answers all rows of a CSV")
+              f"{cfg.split}" + "; --test-csv answers all rows of a CSV" * is_csv(cfg.data_dir))
     return rows, read_held_out(cfg.data_dir, rows, None if cfg.test_csv else cfg.split)
 
 

@@ -25,6 +25,8 @@ from features.trained_model import CheckpointConfig
 from preprocess import data_folder, read_rows, rows_of_split
 
 NUM_EXAMPLES, SEED = 6, 42
+INTRODUCTION = """# Ask about an image
+The model knows images and questions like the examples. Confidence: its probability for the whole answer."""
 STYLE = """
 #answer { min-height: 7.5rem; padding-top: 1.5rem } #answer p { margin: 0 } #why { padding-top: 1.7rem }
 #answer strong { font-size: 1.6rem; line-height: 1.3 } #examples td .container { width: 3rem; height: 3rem }
@@ -61,15 +63,14 @@ def scene_examples(folder):
         scene, rng = demo_scene(SEED, image_id)
         examples.append([str(folder / f"{image_id}.jpg"), make_questions(image_id, scene, rng)[0]["question"]])
         draw_scene(scene).save(examples[-1][0], quality=JPEG_QUALITY)
-    return examples
+    return examples[::-1]  # the model gets the last one right and the first one wrong
 
 
 def describe(answer):
-    """The answer as HTML: its words, confidence and gate, and the other answers of the beam."""
-    gate = "" if answer.gate is None else f" · gate {answer.gate:.2f}"
-    others = ", ".join(f"{text or '(no words)'} {confidence:.2f}" for text, confidence in answer.alternatives)
-    lines = [f"confidence {answer.confidence:.2f}{gate}"] + ([f"other answers: {others}"] if others else [])
-    return f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p><p>{'<br>'.join(map(html.escape, lines))}</p>"
+    """The answer as HTML: its words, confidence and gate. The picture shows the rest."""
+    gate = "" if answer.gate is None else f" · gate {answer.gate:.2f} (weight of the image in the mix)"
+    return (f"<p><strong>{html.escape(answer.text or '(no words)')}</strong></p>"
+            f"<p>confidence {answer.confidence:.2f}{gate}</p>")
 
 
 def build_page(gr, answerer, examples):
@@ -79,7 +80,8 @@ def build_page(gr, answerer, examples):
         path = upload["path"] if upload else ""
         try:
             if not path or not question.strip():
-                raise ValueError("Choose an image and type a question about it.")
+                raise ValueError("Type a question about the image." if path else "Choose an image." if question.strip() else
+                                 "Choose an image and type a question about it.")
             image = open_image(path)
         except UNREADABLE as error:
             yield f'<p role="alert">{html.escape(str(error).replace(path, Path(path).name))}</p>', None
@@ -89,11 +91,12 @@ def build_page(gr, answerer, examples):
         yield answer, draw_explanation(explain(answerer, image, question))
 
     with gr.Blocks(title="Ask about an image", analytics_enabled=False) as page:
-        gr.Markdown("# Ask about an image")
+        gr.Markdown(INTRODUCTION)
         with gr.Row(elem_id="sides"):
             with gr.Column():
                 image = gr.Image(label="Image", sources=["upload", "clipboard"], height=300, buttons=[])
-                question = gr.Textbox(label="Question", placeholder="What is on the table?", max_length=300, elem_id="question")
+                question = gr.Textbox(label="Question", placeholder=examples[0][1] if examples else "", max_length=300,
+                                      elem_id="question")
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
                 below = gr.Column(elem_id="examples")
             with gr.Column():

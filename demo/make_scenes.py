@@ -147,7 +147,8 @@ def main(cfg):
     banned = banned_descriptions(cfg.seed, image_ids, cfg.workers)
     draw = partial(make_image, seed=cfg.seed, image_dir=image_dir, banned=banned)
     asked = process_map(draw, image_ids, max_workers=cfg.workers, chunksize=32, desc="scenes", unit=" scenes")
-    print(f"{len(banned)} scenes were replaced: their mirror image was in the pretraining set")
+    if banned:
+        print(f"scenes drawn anew, because pretraining saw their mirror image: {len(banned)}")
     entries = [official_entries(image_id, 1000 * image_id + number, item)
                for image_id, items in zip(image_ids, asked, strict=True) for number, item in enumerate(items)]
     questions, annotations = zip(*entries, strict=True)
@@ -162,7 +163,7 @@ def main(cfg):
         temporary.write_text(state_of(folder, cfg), encoding="utf-8")
     kinds = Counter(item["kind"] for items in asked for item in items)
     print(f"{len(asked)} images and {kinds.total()} questions with ten answers each in {folder}")
-    print("  " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
+    print("kinds of questions (demo/questions.py): " + ", ".join(f"{kind} {number}" for kind, number in kinds.most_common()))
 
 
 def state_of(folder, cfg):

@@ -48,11 +48,13 @@ def main(cfg):
     values = {name: scores[HEADLINE]["value"] for name, scores in stage_2["floors"].items()}
     wrong_image = values.pop("wrong_picture")
     blind = max(values, key=values.get)
-    print(f"With a wrong image its score is {wrong_image - values[blind]:+.1f} relative to the strongest floor without image "
+    print(f"With a wrong image it scores {wrong_image:.1f}, the strongest floor without image {values[blind]:.1f} "
           f"({display_name(blind)}).")
     print(f"\nanswers  {results[1]}\nscores   {cfg.stage_2}_metrics.json\nimages   {cfg.results_dir}/overview.png\n"
           f"gallery  {cfg.results_dir}/index.html")
-    print_next_commands(table.iloc[0], cfg)
+    right = table[(table["exact_match_b"] == 100) & table["answer_b"].str.match("an? ")]  # answers that name a thing
+    row = (right if len(right) else table).sort_values("confidence_b", ascending=False, kind="stable").iloc[0]
+    print_next_commands(row, cfg)
 
 
 def print_table(stage_1, stage_2):
@@ -82,8 +84,8 @@ def print_next_commands(row, cfg):
     image = Path(cfg.data_dir) / row["image_path_b"]
     commands = {
         "look at all answers": ["-m", "webbrowser", (Path(cfg.results_dir) / "index.html").resolve().as_uri()],
-        "ask about an image": ["test.py", "--checkpoint", cfg.checkpoint, "--image", image, "--question", row["question_b"],
-                               "--explain"],
+        f"ask about an image; label: {row['answer_b']}": [
+            "test.py", "--checkpoint", cfg.checkpoint, "--image", image, "--question", row["question_b"], "--explain"],
         "train on your own CSV with the columns image_path, question, answer": ["train.py", "--data-dir", "folder/my.csv"]}
     for purpose, command in commands.items():
         print(f"\n# {purpose}\n{shlex.join(map(str, [python, *command]))}")

@@ -20,11 +20,13 @@ SIZE_WORDS = ("big", "small", "large", "little", "tiny", "huge", "tall", "short"
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
 IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN, GAP = 960, 736, 44, 28  # a 4:3 image fills the width
-INNER_WIDTH = IMAGE_WIDTH - 2 * MARGIN
+WHY_WIDTH, WHY_MARGIN, WHY_SIZE = 680, 30, 23  # the explanation: narrow, with large letters, as phones show it too
+WHY_INNER = WHY_WIDTH - 2 * WHY_MARGIN
 CELL_WIDTH, CELL_GAP = 420, 28
 MAX_ANSWERS_SHOWN, MAX_LINES = 6, 8
 MAP_CELLS = 8  # along each side of the relevance map: relevance.STRIPS, whose module needs torch
 LEAST_SCALE = 0.5  # nats; without it, the noise of an image that does not matter would get the strongest colour
+WEAK = 0.25        # nats; a map that stays below it is nearly white, and the caption says so
 
 
 def grade(row):
@@ -116,23 +118,23 @@ def draw_explanation(explanation):
     What the model sees, and the same under the relevance map; the words of the question, coloured by relevance; the words
     of the answer, coloured by probability; confidence, gate, and the beam's other answers.
     """
-    answer, scale = explanation.answer, relevance_scale(explanation.image_relevance)
-    panels = _draw_panels(explanation.view, explanation.image_relevance / scale)
-    sheet, draw = new_sheet(panels, IMAGE_WIDTH, panels.height + 2 * GAP, 6000)
-    y = _draw_legend(sheet, draw, panels.height + 2 * GAP + 14, explanation.image_relevance) + 26
+    answer, relevance, words = explanation.answer, explanation.image_relevance, explanation.question_words
+    panels = _draw_panels(explanation.view, relevance / relevance_scale(relevance))
+    sheet, draw = new_sheet(panels, WHY_WIDTH, panels.height + 2 * GAP, 6000)
+    y = _draw_legend(sheet, draw, panels.height + 2 * GAP + 14, relevance) + 26
 
-    falls = [nats for _, nats in explanation.question_words]
-    title = "no word changes the answer" if not any(falls) else "without the word the answer's log probability falls by … nats"
-    y = _draw_words(draw, y, f"Question: {title}", base_font(28),
-                    [(word, signed(nats), relevance_colours(nats / relevance_scale(falls)))
-                     for word, nats in explanation.question_words]) + 20
+    scale = relevance_scale([nats for _, nats in words])
+    title = ("Question: no word changes the answer" if not any(nats for _, nats in words) else
+             f"Question: fall in nats without the word (darkest: {scale:.1f})")
+    y = _draw_words(draw, y, title, base_font(30),
+                    [(word, signed(nats), relevance_colours(nats / scale)) for word, nats in words]) + 20
     y = _draw_words(draw, y, "Answer: probability of each word", base_font(36, True),
                     [(word, f"{share:.2f}", shade("Blues", share, 0.42)) for word, share in answer.word_probabilities]) + 20
-    draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
-    middle = MARGIN + int(INNER_WIDTH * 0.48)
-    left = _draw_shares(draw, answer, MARGIN, y + 22, middle - MARGIN - 40)
-    right = _draw_alternatives(draw, answer.alternatives, middle, y + 22, IMAGE_WIDTH - MARGIN - middle)
-    return sheet.crop((0, 0, IMAGE_WIDTH, max(left, right) + 30))
+    draw.line((WHY_MARGIN, y, WHY_WIDTH - WHY_MARGIN, y), fill=HAIRLINE, width=2)
+    middle = WHY_MARGIN + int(WHY_INNER * 0.48)
+    left = _draw_shares(draw, answer, WHY_MARGIN, y + 22, middle - WHY_MARGIN - 30)
+    right = _draw_alternatives(draw, answer, middle, y + 22, WHY_WIDTH - WHY_MARGIN - middle)
+    return sheet.crop((0, 0, WHY_WIDTH, max(left, right) + 30))
 
 
 def relevance_scale(relevance):
@@ -159,7 +161,7 @@ def shade(name, shares, strongest):
 
 def _draw_panels(view, shares):
     """The view, and beside it the view in grey under the colours of `shares` (height, width) of the scale."""
-    width = (INNER_WIDTH - GAP) // 2
+    width = (WHY_INNER - GAP) // 2
     size = width, round(width * view.height / view.width)
     panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
     panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
@@ -172,40 +174,41 @@ def _draw_panels(view, shares):
 
 
 def _draw_legend(sheet, draw, y, relevance):
-    """Captions of the two panels, and the scale of the map. Returns the y below them."""
-    width = (INNER_WIDTH - GAP) // 2
-    right, scale = MARGIN + width + GAP, relevance_scale(relevance)
-    write_text(draw, MARGIN, y, f"what the model sees ({relevance.shape[1]} × {relevance.shape[0]} pixels)", base_font(19),
-               MUTED, width, 2)
-    if not relevance.any():
-        return write_text(draw, right, y, "no part of the image changes the answer", base_font(19), MUTED, width, 2)
-    colours = relevance_colours(np.linspace(0, 1, width))
-    sheet.paste(Image.fromarray(np.tile(colours, (14, 1, 1))), (right, y + 3))
-    draw.rectangle((right, y + 3, right + width - 1, y + 16), outline=HAIRLINE)
-    draw.text((right, y + 21), "0", font=base_font(19), fill=INK)
-    draw.text((right + width, y + 21), f"{scale:.1f} nats", font=base_font(19), fill=INK, anchor="ra")
-    text = "fall of the answer's log probability if this place is hidden"
-    return write_text(draw, right, y + 48, text, base_font(19), MUTED, width, 2)
+    """The size of the view, the scale of the map, and what it means. Returns the y below them."""
+    width, font = (WHY_INNER - GAP) // 2, base_font(WHY_SIZE)
+    right, changes = WHY_MARGIN + width + GAP, relevance.any()
+    end = write_text(draw, WHY_MARGIN, y, "what the model sees", font, MUTED, width, 1)
+    end = write_text(draw, WHY_MARGIN, end, f"{relevance.shape[1]} × {relevance.shape[0]} pixels", font, MUTED, width, 1)
+    if changes:
+        sheet.paste(Image.fromarray(np.tile(relevance_colours(np.linspace(0, 1, width)), (14, 1, 1))), (right, y + 7))
+        draw.rectangle((right, y + 7, right + width - 1, y + 20), outline=HAIRLINE)
+        draw.text((right, y + 25), "0", font=font, fill=INK)
+        draw.text((right + width, y + 25), f"{relevance_scale(relevance):.1f} nats", font=font, fill=INK, anchor="ra")
+    text = ("no part of it changes the answer" if not changes else
+            "no single place matters much; the answer may rest on the whole image" if relevance.max() < WEAK else
+            "fall of the answer's log probability if the place is hidden; 2.3 nats leave a tenth of the probability")
+    return write_text(draw, WHY_MARGIN, end + 14, f"Image: {text}", font, MUTED, WHY_INNER, 3)
 
 
 def _draw_words(draw, y, title, font, words):
     """A title, and (word, note, colour) as coloured boxes in lines, each with its note below. Returns the y below them."""
-    y, x, height = write_text(draw, MARGIN, y, title, base_font(19), MUTED, INNER_WIDTH, 1) + 8, MARGIN, round(font.size * 1.4)
-    last_y = y + (MAX_LINES - 1) * (height + 34)
+    small, x, height = base_font(WHY_SIZE), WHY_MARGIN, round(font.size * 1.4)
+    y = write_text(draw, x, y, title, small, MUTED, WHY_INNER, 2) + 8
+    last_y = y + (MAX_LINES - 1) * (height + 38)
     # a word gets one box, a text that is written without spaces may get several
-    boxes = [(line, *rest) for word, *rest in words for line in wrap(word, font, INNER_WIDTH - 20, MAX_LINES)]
+    boxes = [(line, *rest) for word, *rest in words for line in wrap(word, font, WHY_INNER - 20, MAX_LINES)]
     for text, note, colour in boxes:
-        width = round(max(text_width(text, font), base_font(19).getlength(note))) + 20
-        if x + width > MARGIN + INNER_WIDTH:
+        width = round(max(text_width(text, font), small.getlength(note))) + 20
+        if x + width > WHY_MARGIN + WHY_INNER:
             if y == last_y:
-                write_text(draw, x, y, "…", font, INK, MARGIN, 1)
+                write_text(draw, x, y, "…", font, INK, WHY_MARGIN, 1)
                 break
-            x, y = MARGIN, y + height + 34
+            x, y = WHY_MARGIN, y + height + 38
         draw.rounded_rectangle((x, y, x + width, y + height), 6, tuple(colour.tolist()))
         write_text(draw, x + (width - text_width(text, font)) / 2, y + round(font.size * 0.1), text, font, INK, width, 1)
-        draw.text((x + width / 2, y + height + 3), note, font=base_font(19), fill=INK, anchor="ma")
+        draw.text((x + width / 2, y + height + 3), note, font=small, fill=INK, anchor="ma")
         x += width + 8
-    return y + height + 30
+    return y + height + 34
 
 
 def _draw_shares(draw, answer, x, y, width):
@@ -214,22 +217,28 @@ def _draw_shares(draw, answer, x, y, width):
     if answer.gate is not None:
         shares.append(("gate: weight of the image in the mix", answer.gate))
     for title, share in shares:
-        y = write_text(draw, x, y, title, base_font(19), MUTED, width, 2) + 6
+        y = write_text(draw, x, y, title, base_font(WHY_SIZE), MUTED, width, 2) + 6
         draw_bar(draw, (x, y + 10, x + width - 70, y + 19), share, ACCENT)
-        y = write_text(draw, x + width - 56, y, f"{share:.2f}", base_font(22), INK, 60, 1) + 14
+        y = write_text(draw, x + width - 56, y, f"{share:.2f}", base_font(WHY_SIZE), INK, 60, 1) + 14
     return y
 
 
-def _draw_alternatives(draw, alternatives, x, y, width):
+def _draw_alternatives(draw, answer, x, y, width):
     """The beam's other answers with their probabilities. Returns the y below them."""
-    y = write_text(draw, x, y, "Other answers of the beam" if alternatives else "No other answer", base_font(19), MUTED, width,
-                   1) + 8
-    for text, confidence in alternatives[:MAX_ANSWERS_SHOWN]:
-        draw.text((x + width, y), f"{confidence:.2f}", font=base_font(22), fill=INK, anchor="ra")
-        y = write_text(draw, x, y, text or "(no words)", base_font(22), INK, width - 70, 2) + 1
+    font, others = base_font(WHY_SIZE), answer.alternatives[:MAX_ANSWERS_SHOWN]
+    y = write_text(draw, x, y, "Other answers of the beam" if others else "No other answer", font, MUTED, width, 2) + 8
+    for text, confidence in others:
+        draw.text((x + width, y), f"{confidence:.2f}", font=font, fill=INK, anchor="ra")
+        y = write_text(draw, x, y, text or "(no words)", font, INK, width - 70, 2) + 1
         draw_bar(draw, (x, y, x + width, y + 3), confidence, MUTED)
         y += 12
-    return y
+    return write_text(draw, x, y, search_note(answer), font, MUTED, width, 4)
+
+
+def search_note(answer):
+    """A sentence if the beam found an answer that is more probable than the one given; else ""."""
+    better = any(confidence > answer.confidence for _, confidence in answer.alternatives)
+    return "An answer is found word by word, so it need not be the most probable one." * better
 
 
 def draw_overview(rows, path, columns=4):

@@ -126,8 +126,7 @@ class Answerer:
         prints how many questions are truncated.
         """
         model, encoders, device = self.trained.model, self.trained.encoders, self.precision.device
-        input_ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, model.config.question_max_len,
-                                                verbose=False, warn=warn)
+        input_ids, lengths = tokenize_questions(encoders.question.tokenizer, questions, model.config.question_max_len, warn)
         mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).to(device)                 # (N, Q)
         row = torch.arange(max(len(pixels), len(questions)), device=device)
         return {"image_states": model.encode_image_frozen(encoders.image.normalize(pixels.to(device))),

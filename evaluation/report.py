@@ -126,11 +126,13 @@ def _cell(value):
 
 
 def print_types(kind, table, hidden):
-    """The headline per answer type or question type."""
+    """The headline per answer type or question type, if there are several."""
+    if len(table) == 1 and not hidden:
+        return  # one type alone: the score is in the table above
     parts = [f"{printable(name)} {entry[HEADLINE]['value']:.1f} (n={entry['n']})" for name, entry in table.items()]
     line = f"\nBLEU by {kind.replace('_', ' ')}: {', '.join(parts) or f'no type has {MIN_TYPE_ROWS} rows'}"
     if hidden:
-        line += f"; hidden, with fewer than {MIN_TYPE_ROWS} rows: {sum(hidden.values())} rows of {len(hidden)} types"
+        line += f"; not shown: {len(hidden)} type{'s' * (len(hidden) > 1)} with fewer than {MIN_TYPE_ROWS} rows"
     print(line)
 
 
@@ -145,7 +147,8 @@ def print_details(metrics):
         print(f"BLEU by label, seen or unseen in training: {'; '.join(parts)}")
     if "calibration" in metrics:
         error, brier = metrics["calibration"]["expected_calibration_error"], metrics["calibration"]["brier_score"]
-        print(f"calibration (0 is best): expected calibration error {error:.3f}, Brier score {brier:.3f}")
+        print(f"calibration (0 is best): expected calibration error {error:.3f}, Brier score {brier:.3f} "
+              f"(n={metrics['num_questions']})")
 
 
 def verdict_sentence(metrics):

@@ -72,20 +72,17 @@ def build_store(model, encoders, pixels, questions, cache_dir, precision):
                         pixels.image_digests)
 
 
-def tokenize_questions(tokenizer, questions, question_max_len, verbose=True, warn=True):
-    """Token ids (N, Q), padded on the right, and lengths (N,). Prints how many questions are truncated.
-
-    Without `verbose` it prints only if some are truncated; if `warn` is False too, it prints nothing.
-    """
+def tokenize_questions(tokenizer, questions, question_max_len, warn=True):
+    """Token ids (N, Q), padded on the right, and lengths (N,). `warn`: print how many questions are truncated, if any."""
     encoded = [ids or [tokenizer.eos_token_id] for ids in tokenizer(list(map(nfc, questions)))["input_ids"]]
     truncated = sum(len(ids) > question_max_len for ids in encoded)
     lengths = torch.tensor([min(len(ids), question_max_len) for ids in encoded])
     input_ids = torch.full((len(encoded), int(lengths.max())), tokenizer.pad_token_id)
     for row, ids in enumerate(encoded):
         input_ids[row, :lengths[row]] = torch.tensor(ids[:question_max_len])
-    remedy = f" (the longest has {max(map(len, encoded))}: see train.py --question-max-len)" if truncated else ""
-    if verbose or warn and truncated:
-        print(f"questions: {len(encoded)} distinct, {truncated} truncated to {question_max_len} tokens{remedy}")
+    if warn and truncated:
+        print(f"questions: {len(encoded)} distinct, {truncated} truncated to {question_max_len} tokens (the longest has "
+              f"{max(map(len, encoded))}: see train.py --question-max-len)")
     return input_ids, lengths
 
 

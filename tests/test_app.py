@@ -105,7 +105,8 @@ def test_an_image_of_an_odd_size_is_answered(size, ask, tmp_path):
 
 
 @pytest.mark.parametrize("name, question, expected", [
-    (None, QUESTION, "Choose an image and type a question about it."), ("good.png", " \n", "Choose an image and type a "),
+    (None, " ", "Choose an image and type a question about it."), (None, QUESTION, ">Choose an image.<"),
+    ("good.png", " \n", ">Type a question about the image.<"),
     ("bad.png", QUESTION, "cannot identify image file 'bad.png'"), ("huge.png", QUESTION, "9500 x 9500 pixels are too many")])
 def test_a_mistake_is_one_line_in_the_page(name, question, expected, ask, tmp_path):
     write_image(tmp_path, "good.png", (8, 8))

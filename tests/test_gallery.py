@@ -342,7 +342,7 @@ def test_browser_searches_and_filters(browser, run):
     assert run("return document.querySelector('[value=wrong]').parentElement.textContent") == "✗ Wrong2"
     run(CHOOSE, "#answer_type", "=number")
     assert run(QUESTIONS) == ["What color is thing 36?"]
-    run(CHOOSE, "#question_type", "=how many")
+    run(CHOOSE.replace("input", "change"), "#question_type", "=how many")
     assert run(QUESTIONS) == [] and "No question fits" in run("return document.body.innerText")
     click(browser, ".none button")
     assert run(COUNT).startswith("60 of 60 ")
@@ -400,7 +400,9 @@ def test_browser_shows_scores_tables_and_images(browser, run):
     assert [run(place, part) for part in (".band", ".gain", ".ci", ".dot")] == [
         ["30%", "50%"], ["30%", "30%"], ["58%", "4%"], ["60%", ""]]
     wait(browser, "document.querySelector('.card img').naturalWidth === 400")
-    assert run("return document.querySelector('.card').innerText.includes('white and black\u00a0×3')")
+    card = run("return document.querySelector('.card').innerText")
+    assert "white and black\u00a0×3" in card and re.search("id: .+ · question type: .+ · answer type: .+", card)
+    assert ("The oracle: the best possible answers." in text) == ("oracle" in VERDICT)
 
 
 @pytest.mark.parametrize("size, cards", [(DESKTOP, 4), (PHONE, 1)])

@@ -70,9 +70,23 @@ def test_the_drawn_map_is_strongest_where_the_relevance_is():
     explanation = Explanation(Answer("a cat", 0.5, None, [("a", 0.8), ("cat", 0.7), ("<end>", 0.9)]),
                               Image.new("RGB", (96, 96), "#808080"), relevance, [("What?", -0.04)])
     drawn = np.asarray(drawing.draw_explanation(explanation)).astype(int)
-    panel = drawn[28:450, 494:916]
+    panel = drawn[28:324, 354:650]
     colourful = panel[..., 0] - panel[..., 2]  # red more than blue: orange
-    assert colourful[380:, :40].min() > 100 and colourful[:200].max() < 30 and colourful[:, 200:].max() < 30
+    assert colourful[266:, :28].min() > 100 and colourful[:140].max() < 30 and colourful[:, 140:].max() < 30
+
+
+@pytest.mark.parametrize("strongest, other, expected", [
+    (4.0, 0.3, ["2.3 nats leave a tenth"]), (0.1, 0.6, ["no single place matters", "need not be the most probable"]),
+    (0.0, 0.5, ["no part of it changes"])])
+def test_the_captions_say_what_the_map_and_the_beam_show(strongest, other, expected, monkeypatch):
+    """A map without color, and another answer with a greater probability, looked like faults."""
+    texts, write_text = [], drawing.write_text
+    monkeypatch.setattr(drawing, "write_text", lambda *call: (texts.append(call[3]), write_text(*call))[1])
+    answer = Answer("a cat", 0.5, 0.4, [("a", 0.8), ("cat", 0.7), ("<end>", 0.9)], [("a dog", other)])
+    relevance = np.full((96, 96), strongest)
+    drawing.draw_explanation(Explanation(answer, Image.new("RGB", (96, 96)), relevance, [("What?", 1)]))
+    sentences = ["2.3 nats leave a tenth", "no single place matters", "no part of it changes", "need not be the most probable"]
+    assert [text for text in sentences if text in " ".join(texts)] == expected
 
 
 def test_the_map_finds_the_thing_that_the_question_is_about():
