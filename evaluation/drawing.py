@@ -20,6 +20,7 @@ SIZE_WORDS = ("big", "small", "large", "little", "tiny", "huge", "tall", "short"
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
 IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN, GAP = 960, 736, 44, 28  # a 4:3 image fills the width
+INNER_WIDTH = IMAGE_WIDTH - 2 * MARGIN
 WHY_WIDTH, WHY_MARGIN, WHY_SIZE = 680, 30, 23  # the explanation: narrow, with large letters, as phones show it too
 WHY_INNER = WHY_WIDTH - 2 * WHY_MARGIN
 CELL_WIDTH, CELL_GAP = 420, 28
