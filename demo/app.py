@@ -139,9 +139,13 @@ def main(cfg):
         os.environ["no_proxy"] = f"localhost,{cfg.host},{os.environ.get('no_proxy', '')}"  # gradio asks the page if it runs
         examples = data_examples(cfg.data_dir) if cfg.data_dir else scene_examples(Path(folder))
         page = build_page(gr, answerer, examples)
-        page.launch(server_name=cfg.host, server_port=cfg.port, share=False, quiet=True, prevent_thread_lock=True,
-                    footer_links=[], run_history=False, max_file_size="100mb", css=STYLE, theme=gr.themes.Default(
-                        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]))
+        try:
+            page.launch(server_name=cfg.host, server_port=cfg.port, share=False, quiet=True, prevent_thread_lock=True,
+                        footer_links=[], run_history=False, max_file_size="100mb", css=STYLE, theme=gr.themes.Default(
+                            primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]))
+        except OSError:  # another program took the port since it was tried; gradio names no flag
+            require_free_port(cfg.host, cfg.port)
+            raise
         print(f"open {page.local_url} in a browser; Ctrl-C ends the page", flush=True)
         threading.Event().wait()
 

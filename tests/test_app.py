@@ -218,3 +218,18 @@ def test_a_port_in_use_is_named_before_the_model_is_loaded(monkeypatch):
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"^cannot listen on 127\.0\.0\.1:{port} .*: choose another --port or --host$"):
             app.main(app.Config(checkpoint="missing.pt", port=port))
+
+
+def test_a_port_that_is_taken_while_the_model_is_loaded_is_named_too(monkeypatch):
+    """Of two pages that started at once, the second one named a variable of gradio instead of --port."""
+    pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+    for name in ("GRADIO_TEMP_DIR", "no_proxy"):  # main sets them
+        monkeypatch.setenv(name, "")
+    port = free_port()
+    with socket.socket() as other:
+        def load(*arguments):
+            other.bind(("127.0.0.1", port))
+            other.listen()
+        monkeypatch.setattr(app, "load", load)
+        with pytest.raises(OSError, match=rf"^cannot listen on 127\.0\.0\.1:{port} .*: choose another --port or --host$"):
+            app.main(app.Config(port=port))
