@@ -19,7 +19,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from common import settings
-from common.files import SPLITS, atomic_write, file_lock, remove_temporaries, write_json
+from common.files import SPLITS, atomic_write, file_lock, remove_temporaries, require_separate, write_json
 from common.labels import held_out_labels, is_agreed, is_long, majority_answer
 from download.http import check_address
 from download.images import collect_images
@@ -69,6 +69,7 @@ class Config:
 
 
 COLUMNS = ("image_id", "question_id", "question", "answer", "image_path", "split", "question_type", "answer_type", "agreement")
+OUTPUT_FILES = ("metadata.csv", "qa_pairs.json", "held_out_annotators.json", "manifest.csv", "missing.csv")
 
 
 def main(cfg):
@@ -110,6 +111,9 @@ def check_settings(cfg):
     for flag, folder in (("--vqa-dir", cfg.vqa_dir), ("--image-dir", cfg.image_dir), ("--output-dir", cfg.output_dir)):
         if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
             raise ValueError(f"{flag} {folder} is not a folder")
+    for name in OUTPUT_FILES:
+        inputs = {"--questions": [cfg.questions], "--annotations": [cfg.annotations]}
+        require_separate({"--output-dir": Path(cfg.output_dir) / name}, {}, inputs)
     if cfg.pictures and cfg.image_dir is not None and not Path(cfg.image_dir).exists():
         raise FileNotFoundError(f"--image-dir {cfg.image_dir} does not exist; without the flag the images are downloaded")
 

@@ -12,23 +12,27 @@ gallery page, sample images with their answers, and two charts. Also:
     python test.py --baselines-only                                         floors and one annotator, no model
 """
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common import settings  # first: before torch
-from common.device import Precision
-from common.files import RUN_FILES, is_text, refuse_device, require_separate, write_json
-from evaluation.baselines import blind_floors, cross_validated_floors, vocabulary_limited_labels, wrong_images
+from common.files import RUN_FILES, is_text, require_separate, write_json
+from evaluation.baselines import (
+    blind_floors,
+    cross_validated_floors,
+    oracle_ceiling,
+    vocabulary_limited_labels,
+    wrong_images,
+)
 from evaluation.drawing import draw_prediction
 from evaluation.fonts import report_missing_characters
-from evaluation.generation import Answerer, answer_dataset, load
+from evaluation.generation import answer_dataset, load
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
 from evaluation.results import answer_name, read_question_ids, result_rows, write_explanation, write_results, write_results_json
 from features.overlap import count_trained, refuse_trained
-from features.trained_model import CheckpointConfig, find_local, load_model, read_checkpoint
+from features.trained_model import CheckpointConfig, find_local, read_checkpoint
 from preprocess import build_datasets, data_folder, data_paths, is_csv, read_held_out, read_rows
 
 
@@ -156,20 +160,21 @@ def output_files(cfg):
 
 
 def load_tested(cfg):
-    """The TrainedModel of --checkpoint. Raises ValueError if an output would replace a file of its encoders."""
-    trained = load_model(cfg.checkpoint, cfg)
+    """The Answerer of --checkpoint. Raises ValueError if an output would replace a file of its encoders."""
+    answerer = load(cfg.checkpoint, cfg.device, cfg)
+    trained = answerer.trained
     trained.encoders.print_sizes()
     local = {f"--{name.replace('_', '-')}": Path(find_local(value, trained.path).removeprefix("local-dir:"))
              for name, value in trained.encoders.names.items() if value}
     require_separate(output_files(cfg), {}, {flag: [path, *path.glob("*")] for flag, path in local.items()})
-    return trained
+    return answerer
 
 
 def answer_split(cfg):
     """Answer and score one split, or all rows of `test_csv`; write and print everything."""
-    trained, question_ids = load_tested(cfg), read_question_ids(cfg)
+    answerer, question_ids = load_tested(cfg), read_question_ids(cfg)
     rows, held_out = read_scored_rows(cfg)
-    dataset = load_dataset(trained, rows, cfg)
+    dataset, trained = load_dataset(answerer, rows, cfg), answerer.trained
     tested, answer_max_len = dataset.rows.to_dict("records"), trained.model.config.answer_max_len
     texts = trained.checkpoint["training_texts"]  # {column: one text per training row}
     train_rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
@@ -179,13 +184,13 @@ def answer_split(cfg):
     ceilings = {"vocabulary": vocabulary_limited_labels(dataset.rows["answer"], trained.vocab, answer_max_len),
                 **oracle_ceiling(dataset.rows["question_id"], cfg.true_answers)}
 
-    answers = answers_of(trained, dataset, cfg)
+    answers = answers_of(answerer, dataset, cfg)
     # a training row must not find its own label among the training answers
     floors = cross_validated_floors(tested) if cfg.split == "train" else blind_floors(train_rows, tested)
     floors |= question_only_floor(trained, rows, cfg)
     image_index = wrong_images(dataset, cfg.seed)
     if image_index is not None:
-        floors["wrong_picture"] = [floor.text for floor in answers_of(trained, dataset, cfg, image_index)]
+        floors["wrong_picture"] = [floor.text for floor in answers_of(answerer, dataset, cfg, image_index)]
     scores, metrics = evaluate(tested, floors, [answer.text for answer in answers], ceilings,
                                [answer.confidence for answer in answers], held_out, [row["answer"] for row in train_rows])
 
@@ -195,7 +200,7 @@ def answer_split(cfg):
     print_table(metrics)
     results = result_rows(tested, answers, data_folder(cfg.data_dir), scores)
     write_results_json(question_ids, results, texts["answer"], cfg)
-    write_results(results, metrics, cfg, Answerer(trained, Precision(cfg.device)))
+    write_results(results, metrics, cfg, answerer)
     print(f"\nanswers {cfg.results_csv}, scores {cfg.metrics_json}, gallery {Path(cfg.results_dir) / 'index.html'}")
 
 
@@ -210,18 +215,18 @@ def read_scored_rows(cfg):
     return rows, read_held_out(cfg.data_dir, rows, None if cfg.test_csv else cfg.split)
 
 
-def load_dataset(trained, rows, cfg):
-    """The VQADataset of `cfg.split`. The model of `trained` is moved to the device."""
-    folder = data_folder(cfg.data_dir)
+def load_dataset(answerer, rows, cfg):
+    """The VQADataset of `cfg.split`."""
+    folder, trained = data_folder(cfg.data_dir), answerer.trained
     # a sample image must not replace an image of the data
     image_folders = {str((folder / path).parent) for path in rows["image_path"].unique()}
     require_separate({}, {"--results-dir": cfg.results_dir}, {"image_path": sorted(image_folders)})
-    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, Precision(cfg.device),
+    return build_datasets(trained.model, trained.encoders, trained.vocab, rows, folder, cfg, answerer.precision,
                           (cfg.split,), max_unreadable=1)[cfg.split]  # a bad image costs its own rows only
 
 
-def answers_of(trained, dataset, cfg, image_index=None):
-    return answer_dataset(trained.model, dataset, Precision(cfg.device), cfg.batch_size, cfg.beam_size, image_index)
+def answers_of(answerer, dataset, cfg, image_index=None):
+    return answer_dataset(answerer.trained.model, dataset, answerer.precision, cfg.batch_size, cfg.beam_size, image_index)
 
 
 def question_only_floor(trained, rows, cfg):
@@ -234,36 +239,20 @@ def question_only_floor(trained, rows, cfg):
         return {}
     if (inputs := blind["model_config"]["inputs"]) != "question":
         raise ValueError(f"--question-only-checkpoint {path} was trained with --inputs {inputs}, not --inputs question")
-    blind = load_model(path, cfg)
+    blind = load(path, cfg.device, cfg)
     dataset = load_dataset(blind, rows, cfg)
     return {"question_only": [floor.text for floor in answers_of(blind, dataset, cfg)]}
 
 
-def oracle_ceiling(question_ids, path):
-    """{"oracle": texts} from the JSON file of --true-answers; {} without one."""
-    if path is None:
-        return {}
-    try:
-        refuse_device(path)
-        true_answers = json.loads(Path(path).read_text(encoding="utf-8"))
-        texts = [true_answers[question_id] for question_id in question_ids]
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise TypeError(f"{wrong[0]!r:.60} is no text")
-        return {"oracle": texts}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"--true-answers {path} is no JSON file with an answer for every tested question "
-                         f"({type(error).__name__}: {error!s:.100})") from error
-
-
 def answer_csv(cfg):
     """Answer the questions of a user's CSV; write predictions and gallery, without scores."""
-    trained, question_ids = load_tested(cfg), read_question_ids(cfg)
+    answerer, question_ids = load_tested(cfg), read_question_ids(cfg)
     rows = read_rows(cfg.data_csv, need_answers=False, allow_outside=cfg.allow_outside, use_split=False)
-    dataset = load_dataset(trained, rows, cfg)
-    answers = answers_of(trained, dataset, cfg)
+    dataset = load_dataset(answerer, rows, cfg)
+    answers = answers_of(answerer, dataset, cfg)
     results = result_rows(dataset.rows.to_dict("records"), answers, data_folder(cfg.data_csv))
-    write_results_json(question_ids, results, trained.checkpoint["training_texts"]["answer"], cfg)
-    write_results(results, None, cfg, Answerer(trained, Precision(cfg.device)))
+    write_results_json(question_ids, results, answerer.trained.checkpoint["training_texts"]["answer"], cfg)
+    write_results(results, None, cfg, answerer)
     print(f"answers {cfg.results_csv}, gallery {Path(cfg.results_dir) / 'index.html'}; not scored")
 
 

@@ -1,1 +1,1 @@
-"""What every other folder uses: settings and flags, files, image decoding, device, distributed."""
+"""What every other folder uses: settings and flags, files, image decoding, labels, device, distributed."""

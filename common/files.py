@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 SPLITS = ("train", "val", "test")  # values of the column `split` in metadata.csv
 RUN_FILES = ("last.pt", "config.json", "train_log.csv", "samples.csv")  # of a training run, beside vqa_checkpoint.pt
+MAX_NAME_BYTES = 230  # of an output: file systems allow 255, and `atomic_write` adds up to 25 to the name
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp(\.\w+)?")
 
 
@@ -31,13 +32,14 @@ def refuse_device(path):
 
 
 def require_separate(files, folders, inputs):
-    """Raise ValueError if an output of a script is also an input, if two outputs are the same, or if one is a device.
+    """Raise ValueError if an output of a script is also an input, if two outputs are the same, or if one cannot be written.
 
     files, folders: {flag: path} of what the script writes. inputs: {flag: paths} of what it reads; a path may be None.
     Paths that lead to one file through links are the same.
     """
     for kind, is_kind, outputs in (("regular file", os.path.isfile, files), ("folder", os.path.isdir, folders)):
         for flag, path in outputs.items():
+            check_name(flag, Path(path))
             if os.path.exists(path) and not is_kind(path):
                 raise ValueError(f"{flag} {path} exists and is no {kind}: choose another one")
     outputs = [*files.items(), *folders.items()]
@@ -47,6 +49,15 @@ def require_separate(files, folders, inputs):
             if is_same(path, other):
                 raise ValueError(f"{flag} {path} would {'write into' if flag in folders else 'overwrite'} {other}, which "
                                  f"{other_flag} names: choose another one")
+
+
+def check_name(flag, path):
+    """Raise ValueError if the output `path` has a name that is too long, or would lie below a file."""
+    if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+        raise ValueError(f"{flag} {path!s:.60}... has a name of more than {MAX_NAME_BYTES} bytes: choose another one")
+    parent = next((parent for parent in path.parents if os.path.lexists(parent)), Path())
+    if not os.path.isdir(parent):
+        raise ValueError(f"{flag} {path}: {parent} exists and is no folder: choose another one")
 
 
 def is_same(path, other):

@@ -1,6 +1,6 @@
-"""The label of a question: the answer that most annotators gave. Which labels are kept, and the labels that fewer would choose.
+"""The label of a question is the answer that most annotators gave. Here are the rules that choose it and keep or drop it.
 
-`cfg` has min_answer_words and min_agreement, as mini_vqa_v2.Config.
+`cfg`: settings with min_answer_words and min_agreement, such as mini_vqa_v2.Config.
 """
 from collections import Counter
 
@@ -14,10 +14,12 @@ def majority_answer(answers, preferred=None):
 
 
 def is_long(label, cfg):
+    """Whether the label has enough words to be kept."""
     return len(label.split()) >= cfg.min_answer_words
 
 
 def is_agreed(agreement, num_answers, cfg):
+    """Whether enough of `num_answers` annotators gave the label to keep it. If there are too few, all must have given it."""
     return agreement >= min(cfg.min_agreement, num_answers)
 
 

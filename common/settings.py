@@ -10,6 +10,7 @@ from typing import Annotated
 
 from common import terminal
 from common.config_file import read_config
+from common.files import is_same
 
 terminal.replace_closed_streams()
 terminal.announce_imports()
@@ -104,7 +105,12 @@ def parse_flags(config_class):
     path = parser.parse_known_args()[0].config
     values = {} if path is None else read_config(path, config_class)
     flags = tyro.cli(flags_class, default=flags_class(**values), description=sys.modules[config_class.__module__].__doc__)
-    return config_class(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(config_class)})
+    cfg = config_class(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(config_class)})
+    for name, value in vars(cfg).items() if path is not None else ():
+        if isinstance(value, str) and is_same(value, path):
+            raise ValueError(f"--{name.replace('_', '-')} {value} would overwrite {path}, which --config names: choose another "
+                             "one")
+    return cfg
 
 
 def print_settings(cfg):

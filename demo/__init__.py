@@ -1,1 +1,1 @@
-"""The embedded default: cartoon scenes in VQA v2's layout, and what made its two small encoders."""
+"""Cartoon scenes in VQA v2's layout, what made the two small encoders, the trained model, and a page to ask it."""

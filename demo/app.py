@@ -4,7 +4,6 @@ Reads a checkpoint. Listens on this machine only, unless --host says otherwise, 
 are deleted when it ends. The model is loaded once; questions are answered one after the other.
 """
 import html
-import itertools
 import os
 import socket
 import sys
@@ -18,12 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from common import settings  # first: before torch
 from common.images import UNREADABLE, open_image
 from demo.drawing import draw_scene
-from demo.make_scenes import demo_scene, make_questions
+from demo.make_scenes import JPEG_QUALITY, demo_scene, image_ids_of, make_questions
 from evaluation.drawing import draw_explanation
 from evaluation.generation import load
 from evaluation.relevance import explain
 from features.trained_model import CheckpointConfig
-from mini_vqa_v2 import choose_split
 from preprocess import data_folder, read_rows, rows_of_split
 
 NUM_EXAMPLES, SEED = 6, 42
@@ -60,12 +58,11 @@ def data_examples(data_dir):
 
 def scene_examples(folder):
     """[image file, question] of the first scenes in the demo's test split. They are drawn into `folder`."""
-    test_ids = (image_id for image_id in itertools.count(1) if choose_split(image_id, SEED, 0.1, 0.1) == "test")
     examples = []
-    for image_id in itertools.islice(test_ids, NUM_EXAMPLES):
+    for image_id in image_ids_of("test")[:NUM_EXAMPLES]:
         scene, rng = demo_scene(SEED, image_id)
         examples.append([str(folder / f"{image_id}.jpg"), make_questions(image_id, scene, rng)[0]["question"]])
-        draw_scene(scene).save(examples[-1][0], quality=88)
+        draw_scene(scene).save(examples[-1][0], quality=JPEG_QUALITY)
     return examples[::-1]  # the model gets the last one right and the first one wrong
 
 
@@ -91,7 +88,7 @@ def build_page(gr, answerer, examples):
             return
         answer = describe(answerer(image, question))
         yield answer, None
-        yield answer, draw_explanation(question, explain(answerer, image, question))
+        yield answer, draw_explanation(explain(answerer, image, question))
 
     with gr.Blocks(title="Ask about an image", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
@@ -104,13 +101,13 @@ def build_page(gr, answerer, examples):
                 below = gr.Column(elem_id="examples")
             with gr.Column():
                 answer = gr.HTML(label="Answer", show_label=True, container=True, elem_id="answer")
-                picture = gr.Image(label="Why this answer", interactive=False, format="png", buttons=["fullscreen"],
-                                   elem_id="why", alt_text="The regions and words that the answer hangs on")
+                why = gr.Image(label="Why this answer", interactive=False, format="png", buttons=["fullscreen"], elem_id="why",
+                               alt_text="The regions and words that the answer depends on")
         with below:
             chosen = gr.Examples(examples, [image, question]).load_input_event
         # without gradio's preprocessing, as `open_image` reads more kinds of images, and says what is wrong with one
-        call = {"fn": ask, "inputs": [image, question], "outputs": [answer, picture], "preprocess": False,
-                "show_progress_on": picture, "trigger_mode": "always_last"}
+        call = {"fn": ask, "inputs": [image, question], "outputs": [answer, why], "preprocess": False,
+                "show_progress_on": why, "trigger_mode": "always_last"}
         gr.on([button.click, question.submit], **call, api_name="ask")
         chosen.then(**call, api_visibility="private")
     return page

@@ -23,7 +23,7 @@ from common import settings
 from common.labels import is_agreed, is_long, majority_answer
 from demo import make_scenes
 from demo.drawing import draw_with_boxes
-from demo.make_scenes import demo_scene, make_questions
+from demo.make_scenes import demo_scene, image_ids_of, make_questions
 from evaluation.generation import load
 from evaluation.relevance import explain
 from vocab import normalise
@@ -53,19 +53,12 @@ class Case:
 def main(cfg):
     settings.check_ranges(cfg, max_scenes=settings.COUNT)
     answerer, cases = load(cfg.checkpoint, cfg.device), []
-    for image_id in tqdm(image_ids(cfg.split)[:cfg.max_scenes], "scenes", unit=" scenes"):
+    for image_id in tqdm(image_ids_of(cfg.split)[:cfg.max_scenes], "scenes", unit=" scenes"):
         cases += check_scene(answerer, image_id)
     print("kind of question  right answers  peak on the thing  chance")
     for kind in [*sorted({case.kind for case in cases}), "all"]:
         found, chance = np.array([(case.found, case.chance) for case in cases if kind in (case.kind, "all")]).T
         print(f"{kind:16} {len(found):14} {found.mean():18.1%} {chance.mean():7.1%}")
-
-
-def image_ids(split):
-    """The images of one split of the demo's data."""
-    rules = mini_vqa_v2.Config()
-    return [image_id for image_id in range(1, make_scenes.Config.num_scenes + 1) if
-            mini_vqa_v2.choose_split(image_id, rules.seed, rules.val_fraction, rules.test_fraction) == split]
 
 
 def check_scene(answerer, image_id):

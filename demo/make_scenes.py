@@ -61,10 +61,19 @@ def demo_scene(seed, image_id, banned=frozenset()):
             return scene, rng
 
 
+def split_of(image_id):
+    """The split that mini_vqa_v2.py gives the image with its default settings: "train", "val" or "test"."""
+    rules = mini_vqa_v2.Config()
+    return mini_vqa_v2.choose_split(image_id, rules.seed, rules.val_fraction, rules.test_fraction)
+
+
 def is_training_image(image_id):
-    """Whether mini_vqa_v2.py puts the image into the training split, with its default settings."""
-    split = mini_vqa_v2.Config()
-    return mini_vqa_v2.choose_split(image_id, split.seed, split.val_fraction, split.test_fraction) == "train"
+    return split_of(image_id) == "train"
+
+
+def image_ids_of(split):
+    """The images of one split of the demo's data, in order."""
+    return [image_id for image_id in range(1, Config.num_scenes + 1) if split_of(image_id) == split]
 
 
 def banned_descriptions(seed, image_ids, workers=1):

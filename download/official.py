@@ -1,5 +1,7 @@
-"""Text files in VQA's layout: the official ones of VQA v2, found in a folder or downloaded into it and verified by sha256, and
-others that the user names. They are read within limits."""
+"""Text files in VQA's layout: the official ones of VQA v2, and others that the user names.
+
+Official files are found in a folder, or downloaded into it and verified by sha256. Files beyond the limits below are refused.
+"""
 import gzip
 import json
 import lzma

@@ -1,1 +1,1 @@
-"""From a trained model to results: generation, metrics, baselines, bootstrap, report, gallery, charts."""
+"""From a trained model to results: generation, relevance, metrics, baselines, bootstrap, report, gallery, charts."""

@@ -9,12 +9,15 @@ Rows are dicts with the names of qa_pairs.json: `question`, `answer` (the label)
 known `question_type` and `answers` (all annotations). Nothing here needs torch, except the wrong images.
 """
 import hashlib
+import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from statistics import multimode
 
 import numpy as np
 from tqdm import tqdm
 
+from common.files import refuse_device
 from evaluation.metrics import METRICS, as_columns, exact_match, score_row, sentence_bleu
 from vocab import UNK, WORD, normalise
 
@@ -150,6 +153,22 @@ def wrong_images(dataset, seed):
 def vocabulary_limited_labels(labels, vocab, answer_max_len):
     """The labels as the model could write them at best: known words only, truncated to the answer length."""
     return [vocab.decode(index for index in vocab.encode(label, answer_max_len) if index != UNK) for label in labels]
+
+
+def oracle_ceiling(question_ids, path):
+    """{"oracle": texts} from the JSON file of --true-answers; {} without one."""
+    if path is None:
+        return {}
+    try:
+        refuse_device(path)
+        true_answers = json.loads(Path(path).read_text(encoding="utf-8"))
+        texts = [true_answers[question_id] for question_id in question_ids]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"{wrong[0]!r:.60} is no text")
+        return {"oracle": texts}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"--true-answers {path} is no JSON file with an answer for every tested question "
+                         f"({type(error).__name__}: {error!s:.100})") from error
 
 
 def one_annotator(rows, held_out):

@@ -105,8 +105,9 @@ def share_of_way(values, floor, reference, groups, reference_groups=None):
 
 
 def summarise(scores_by_name, groups):
-    """{NAME: (n,)} -> {NAME: {"value", "ci95": [low, high], "n"}}, rounded to 0.01.
+    """{NAME: (n,)} -> {NAME: {"value", "ci95": [low, high], "n"}}.
 
+    Rounded to 0.0001: rounding 43.147 to 43.15 and then to 0.1 for display would give 43.2.
     n is the number of rows that have the score. None stands for a missing mean or interval.
     """
     table = np.column_stack(list(scores_by_name.values()))
@@ -116,7 +117,7 @@ def summarise(scores_by_name, groups):
 
 
 def _rounded(number):
-    return None if np.isnan(number) else round(float(number), 2)
+    return None if np.isnan(number) else round(float(number), 4)
 
 
 def by_type(scores_by_name, types, groups, min_rows=MIN_TYPE_ROWS):

@@ -20,10 +20,12 @@ SIZE_WORDS = ("big", "small", "large", "little", "tiny", "huge", "tall", "short"
 GRADES = {"right": ("✓", "right", RIGHT), "partly": ("≈", "partly right", PARTLY), "wrong": ("✗", "wrong", WRONG)}
 PAPER, MAT = "#ffffff", "#f0f0ec"
 IMAGE_WIDTH, IMAGE_HEIGHT, MARGIN, GAP = 960, 736, 44, 28  # a 4:3 image fills the width
+INNER_WIDTH = IMAGE_WIDTH - 2 * MARGIN
 WHY_WIDTH, WHY_MARGIN, WHY_SIZE = 680, 30, 23  # the explanation: narrow, with large letters, as phones show it too
 WHY_INNER = WHY_WIDTH - 2 * WHY_MARGIN
 CELL_WIDTH, CELL_GAP = 420, 28
 MAX_ANSWERS_SHOWN, MAX_LINES = 6, 8
+MAP_CELLS = 8  # along each side of the relevance map: relevance.STRIPS, whose module needs torch
 LEAST_SCALE = 0.5  # nats; without it, the noise of an image that does not matter would get the strongest colour
 WEAK = 0.25        # nats; a map that stays below it is nearly white, and the caption says so
 
@@ -63,10 +65,9 @@ def draw_prediction(row, path):
     """Write one answered question as a PNG: the image; below it question, prediction, confidence and annotations."""
     image = fitted(row["image_file"], IMAGE_WIDTH, IMAGE_HEIGHT)
     sheet, draw = new_sheet(image, IMAGE_WIDTH, image.height, 1400)
-    inner = IMAGE_WIDTH - 2 * MARGIN
-    y = write_text(draw, MARGIN, image.height + 34, row["question"], base_font(34, True), INK, inner, 4) + 22
+    y = write_text(draw, MARGIN, image.height + 34, row["question"], base_font(34, True), INK, INNER_WIDTH, 4) + 22
     draw.line((MARGIN, y, IMAGE_WIDTH - MARGIN, y), fill=HAIRLINE, width=2)
-    middle = MARGIN + int(inner * 0.54)
+    middle = MARGIN + int(INNER_WIDTH * 0.54)
     left = _draw_model(draw, row, MARGIN, y + 24, middle - MARGIN - 40)
     right = _draw_annotations(draw, row, middle, y + 24, IMAGE_WIDTH - MARGIN - middle)
     with atomic_write(path) as temporary:
@@ -112,7 +113,7 @@ def _draw_annotations(draw, row, x, y, width):
     return y
 
 
-def draw_explanation(question, explanation):
+def draw_explanation(explanation):
     """A Pillow image of why the model answered so. explanation: from `relevance.explain`.
 
     What the model sees, and the same under the relevance map; the words of the question, coloured by relevance; the words
@@ -166,7 +167,7 @@ def _draw_panels(view, shares):
     panels = Image.new("RGB", (2 * width + GAP, size[1]), MAT)
     panels.paste(view.resize(size, Image.Resampling.BICUBIC), (0, 0))
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.BICUBIC))[..., None]
-    cells = Image.fromarray(shares.astype(np.float32)).resize((8, 8), Image.Resampling.BOX)  # that `relevance` measures
+    cells = Image.fromarray(shares.astype(np.float32)).resize((MAP_CELLS, MAP_CELLS), Image.Resampling.BOX)
     shares = cells.resize(size, Image.Resampling.BICUBIC)  # smooth: their edges mean nothing
     coloured = relevance_colours(shares) * (0.45 + 0.55 * grey / 255)  # no black, which would hide the colours
     panels.paste(Image.fromarray(coloured.round().astype(np.uint8)), (width + GAP, 0))

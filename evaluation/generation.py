@@ -42,6 +42,13 @@ def make_answers(vocab, answer_ids, confidences, gates):
             for ids, confidence, gate in zip(*columns, strict=True)]
 
 
+def word_log_probabilities(model, context, answer_ids):
+    """Log probability (nats) of each word of given answers: context (B, H), answer_ids (B, A) to <end> -> (B, A)."""
+    previous = F.pad(answer_ids[:, :-1], (1, 0), value=START)
+    log_probs = model.decoder(context, previous)[0].log_softmax(-1)                                 # (B, A, V)
+    return log_probs.gather(-1, answer_ids.unsqueeze(-1)).squeeze(-1)
+
+
 @torch.no_grad()
 def answer_dataset(model, dataset, precision, batch_size=2048, beam_size=1, image_index=None):
     """[Answer] of all rows of a dataset, in order.
@@ -128,15 +135,13 @@ class Answerer:
 
     @torch.no_grad()
     def answer_batch(self, batch, beam_size):
-        """[Answer] of a batch of states, complete."""
+        """[Answer] of a batch of states, with word probabilities and alternatives."""
         model, vocab = self.trained.model, self.trained.vocab
         context, gate = model.encode(batch)
         found_ids, found_confidences = model.search(context, beam_size)                             # (B, K, A), (B, K)
         answer_ids = found_ids[:, 0]
         answers = make_answers(vocab, answer_ids, found_confidences[:, 0], gate.float().mean(-1))
-        previous = F.pad(answer_ids[:, :-1], (1, 0), value=START)
-        log_probs = model.decoder(context, previous)[0].log_softmax(-1)                             # (B, A, V)
-        probabilities = log_probs.gather(-1, answer_ids.unsqueeze(-1)).squeeze(-1).exp()            # (B, A)
+        probabilities = word_log_probabilities(model, context, answer_ids).exp()                    # (B, A)
         beams, beam_confidences = model.search(context, max(beam_size, NUM_BEAMS))
         columns = (answer_ids.tolist(), probabilities.tolist(), beams.tolist(), beam_confidences.tolist())
         for answer, ids, word_probabilities, others, confidences in zip(answers, *columns, strict=True):

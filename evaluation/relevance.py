@@ -11,8 +11,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from common.device import slices_of
-from evaluation.generation import BATCH, Answer
-from vocab import START
+from evaluation.generation import BATCH, Answer, word_log_probabilities
 
 # Both were chosen on the demo's validation split, see docs/scores.md
 STRIPS = 8       # of equal height and of equal width; a window is two of them high and wide
@@ -79,7 +78,6 @@ def log_probabilities(answerer, answer, pixels, questions):
     """Log probability (nats) of the whole answer for each row: (N,) on the CPU. pixels, questions: see `Answerer.encode`."""
     with answerer.precision.autocast():
         batch = answerer.encode(pixels, questions, warn=False)
-        words = torch.tensor(answer.word_ids, device=batch["image_row"].device).expand(len(batch["image_row"]), -1)  # (N, A)
-        previous = torch.cat([torch.full_like(words[:, :1], START), words[:, :-1]], dim=1)
-        log_probs = answerer.trained.model(batch, previous).log_softmax(-1)                                       # (N, A, V)
-    return log_probs.gather(-1, words.unsqueeze(-1)).squeeze(-1).sum(-1).cpu()
+        context, _ = answerer.trained.model.encode(batch)
+        words = torch.tensor(answer.word_ids, device=context.device).expand(len(context), -1)       # (N, A)
+        return word_log_probabilities(answerer.trained.model, context, words).sum(-1).cpu()

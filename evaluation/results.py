@@ -113,7 +113,7 @@ def write_explanation(answerer, image, question, beam_size, path):
     """Answer a question and write a PNG of what the answer depends on. Returns the Answer."""
     explanation = explain(answerer, image, question, beam_size)
     with atomic_write(path) as temporary:
-        draw_explanation(question, explanation).save(temporary)
+        draw_explanation(explanation).save(temporary)
     return explanation.answer
 
 

@@ -19,6 +19,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", OMP_NUM_THREADS="1", NO_
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
 ROOT = Path(__file__).parents[1]
+MODEL_CONFIGS = pytest.mark.parametrize("config", [  # one for each way from the features to the words
+    {}, {"decoder": "classifier"}, {"fusion": "concat"}, {"inputs": "question"}, {"inputs": "image"},
+    {"clip_layers": 2, "gpt2_layers": 1}, {"image_pooling": "attention", "clip_layers": 1}], ids=str)
 
 
 def call_script(script, *flags, expect=0, cwd):
@@ -162,6 +165,24 @@ def make_model(encoders):
         model = VQAModel(encoders.image.visual, encoders.question.gpt2, vocab_size, config)
         model.unfreeze(clip_layers, gpt2_layers)
         return model.eval()
+    return make
+
+
+@pytest.fixture
+def make_answerer(encoders, make_model, data_dir):
+    """make_answerer(**config) -> Answerer of a random model with clear preferences. config: of make_model."""
+    from common.device import Precision
+    from evaluation.generation import Answerer
+    from features.trained_model import TrainedModel
+    from preprocess import read_rows
+    from vocab import Vocab
+
+    def make(**config):
+        vocab = Vocab.build(read_rows(data_dir)["answer"], whole_answers=config.get("decoder") == "classifier")
+        model = make_model(len(vocab), answer_max_len=8, **config)
+        for parameter in model.decoder.output.parameters():
+            parameter.data *= 8
+        return Answerer(TrainedModel(model, encoders, vocab, {}), Precision("cpu"))
     return make
 
 

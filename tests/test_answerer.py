@@ -7,14 +7,11 @@ import sys
 import pytest
 import tiny
 import torch
-from conftest import ROOT, call_script
+from conftest import MODEL_CONFIGS, ROOT, call_script
 from PIL import Image
 
-from common.device import Precision
-from evaluation.generation import Answerer, load
-from features.trained_model import TrainedModel, read_checkpoint
-from preprocess import read_rows
-from vocab import Vocab
+from evaluation.generation import load
+from features.trained_model import read_checkpoint
 
 QUESTION = "What do you see in the image?"
 
@@ -64,17 +61,9 @@ def test_the_answers_are_those_of_test_py(answerer, stage_one, data_dir, tmp_pat
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-@pytest.mark.parametrize("config", [
-    {}, {"decoder": "classifier"}, {"fusion": "concat"}, {"inputs": "question"}, {"inputs": "image"},
-    {"clip_layers": 2, "gpt2_layers": 1}, {"image_pooling": "attention", "clip_layers": 1},
-], ids=str)
-def test_word_probabilities_and_alternatives(config, beam_size, encoders, make_model, data_dir):
-    vocab = Vocab.build(read_rows(data_dir)["answer"], whole_answers=config.get("decoder") == "classifier")
-    model = make_model(len(vocab), answer_max_len=8, **config)
-    for parameter in model.decoder.output.parameters():
-        parameter.data *= 8  # clear preferences
-    answerer = Answerer(TrainedModel(model, encoders, vocab, {}), Precision("cpu"))
-    for answer in answerer([data_dir / f"images/{number:04d}.png" for number in range(3)], QUESTION, beam_size):
+@MODEL_CONFIGS
+def test_word_probabilities_and_alternatives(config, beam_size, make_answerer, data_dir):
+    for answer in make_answerer(**config)([data_dir / f"images/{number:04d}.png" for number in range(3)], QUESTION, beam_size):
         words, probabilities = zip(*answer.word_probabilities, strict=True)
         assert " ".join(words) == f"{answer.text} <end>" and math.prod(probabilities) == pytest.approx(answer.confidence)
         texts, confidences = zip(*answer.alternatives, strict=True)

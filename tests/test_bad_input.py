@@ -288,6 +288,9 @@ def test_folders_without_write_permission(train_flags, stage_one, data_dir, sess
 
 # ---- outputs
 
+OWN_FILES = "--questions data/{}.json --annotations run/own.json --image-pattern {{image_id}}.jpg --no-pictures"
+
+
 @pytest.mark.parametrize("command, message", [
     ("test.py --data-csv own.csv --results-csv own.csv", "--results-csv own.csv would overwrite own.csv, which --data-csv"),
     ("test.py --test-csv own.csv --metrics-json ./own.csv", "--metrics-json ./own.csv would overwrite own.csv, which"),
@@ -316,15 +319,26 @@ def test_folders_without_write_permission(train_flags, stage_one, data_dir, sess
     ("train.py --data-dir samples.csv --output-dir .", "would overwrite samples.csv, which --data-dir names"),
     ("train.py --gpt2-model data --output-dir data/.", "--output-dir data/. would write into data, which --gpt2-model names"),
     ("train.py --clip-model local-dir:data --output-dir data", "which --clip-model names"),
-    ("train.py --output-dir c.pt", "--output-dir c.pt exists and is no folder")])
+    ("train.py --output-dir c.pt", "--output-dir c.pt exists and is no folder"),
+    ("test.py --config run/own.json --metrics-json run/own.json", "run/own.json would overwrite run/own.json, which --config"),
+    ("test.py --config run/own.json --results-json ./run/own.json", "--results-json ./run/own.json would overwrite"),
+    (f"mini_vqa_v2.py {OWN_FILES.format('qa_pairs')} --output-dir data", "overwrite data/qa_pairs.json, which --questions"),
+    (f"mini_vqa_v2.py {OWN_FILES.format('held_out_annotators')} --output-dir ./data", "which --questions names"),
+    ("test.py --results-json c.pt/x.json", "--results-json c.pt/x.json: c.pt exists and is no folder"),
+    ("test.py --results-dir c.pt/a/b", "--results-dir c.pt/a/b: c.pt exists and is no folder"),
+    ("train.py --output-dir own.csv/run", "--output-dir own.csv/run: own.csv exists and is no folder"),
+    ("mini_vqa_v2.py --output-dir own.csv/out", "own.csv exists and is no folder"),
+    (f"test.py --metrics-json new/{'m' * 232}.json", "has a name of more than 230 bytes"),
+    (f"test.py --results-dir {'ü' * 116}/new", "has a name of more than 230 bytes")])
 def test_an_output_that_is_an_input_or_no_file_is_refused_before_anything_is_read(command, message, tmp_path):
     """The results of a night replaced the questions, or the checkpoint that gave them."""
     (tmp_path / "data/images").mkdir(parents=True)
     (tmp_path / "output").mkdir()
     (tmp_path / "run").mkdir()
     for name in ("own.csv", "c.pt", "data/metadata.csv", "data/qa_pairs.json", "output/own_results.csv", "samples.csv",
-                 "data/images/0059.png", "run/last.pt", "run/config.json"):
+                 "data/images/0059.png", "run/last.pt", "run/config.json", "data/held_out_annotators.json"):
         (tmp_path / name).write_text("precious")
+    (tmp_path / "run/own.json").write_text('{"beam_size": 3}')
     os.link(tmp_path / "data/metadata.csv", tmp_path / "linked.csv")
     (tmp_path / "symbolic.csv").symlink_to("data/metadata.csv")
     os.mkfifo(tmp_path / "fifo")
@@ -333,7 +347,7 @@ def test_an_output_that_is_an_input_or_no_file_is_refused_before_anything_is_rea
     error = call_script(script, *flags, expect=2, cwd=tmp_path)
     assert message in error and "choose another one" in error
     assert sorted(tmp_path.rglob("*")) == before
-    assert all(path.read_text() == "precious" for path in before if path.is_file())
+    assert all(path.read_text() in ("precious", '{"beam_size": 3}') for path in before if path.is_file())
 
 
 def test_stage_two_does_not_write_into_the_folder_of_an_encoder(stage_one, encoder_flags, data_dir, tmp_path):

@@ -323,9 +323,12 @@ def test_an_interval_of_few_images_is_marked(images, expected):
 
 def test_summarise_gives_plain_rounded_numbers():
     table = bootstrap.summarise({"bleu_1": np.array([0.0, 100.0, 100.0]), "chrf": np.full(3, np.nan)}, ["a", "b", "c"])
-    assert table == {"bleu_1": {"value": 66.67, "ci95": [0.0, 100.0], "n": 3},
+    assert table == {"bleu_1": {"value": 66.6667, "ci95": [0.0, 100.0], "n": 3},
                      "chrf": {"value": None, "ci95": [None, None], "n": 0}}
     assert json.loads(json.dumps(table, allow_nan=False)) == table
+    # 85 of 197 are 43.147 %: with two decimals, 43.15, they were shown as 43.1 and as 43.2
+    share = bootstrap.summarise({"exact_match": np.repeat([100.0, 0.0], [85, 112])}, range(197))["exact_match"]["value"]
+    assert f"{share:.1f}" == str(np.round(share, 1)) == "43.1"
 
 
 def test_types_are_listed_by_size_and_small_ones_hidden():

@@ -3,39 +3,21 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import MODEL_CONFIGS, ROOT
 from PIL import Image, ImageFilter
 
-from common.device import Precision
-from demo.check_relevance import check_scene, image_ids
+from demo.check_relevance import check_scene
+from demo.make_scenes import image_ids_of
 from evaluation import drawing
-from evaluation.generation import Answer, Answerer, load
+from evaluation.generation import Answer, load
 from evaluation.relevance import Explanation, explain, log_probabilities, windows_of
-from features.trained_model import TrainedModel
-from preprocess import read_rows
-from vocab import Vocab
 
 QUESTION = "What do you  see in the image?"
 WORDS = QUESTION.split()
 
 
-@pytest.fixture
-def make_answerer(encoders, make_model, data_dir):
-    """make_answerer(**config) -> Answerer of a random model with clear preferences."""
-    def make(**config):
-        vocab = Vocab.build(read_rows(data_dir)["answer"], whole_answers=config.get("decoder") == "classifier")
-        model = make_model(len(vocab), answer_max_len=8, **config)
-        for parameter in model.decoder.output.parameters():
-            parameter.data *= 8
-        return Answerer(TrainedModel(model, encoders, vocab, {}), Precision("cpu"))
-    return make
-
-
 @pytest.mark.parametrize("beam_size", [1, 3])
-@pytest.mark.parametrize("config", [
-    {}, {"decoder": "classifier"}, {"fusion": "concat"}, {"inputs": "question"}, {"inputs": "image"},
-    {"clip_layers": 2, "gpt2_layers": 1}, {"image_pooling": "attention", "clip_layers": 1},
-], ids=str)
+@MODEL_CONFIGS
 def test_relevance_is_the_fall_of_the_answers_log_probability(config, beam_size, make_answerer, data_dir):
     """Each number is computed again from an image or a question that was changed by hand."""
     answerer, path = make_answerer(**config), data_dir / "images/0001.png"
@@ -79,7 +61,7 @@ def test_a_question_of_one_word_and_a_very_long_one_are_explained(question, word
     explanation = explain(make_answerer(), data_dir / "images/0001.png", question)
     nats = [nats for _, nats in explanation.question_words]
     assert len(nats) == words and nats[0] != 0 and not any(nats[32:])
-    assert drawing.draw_explanation(question, explanation).height < 2000
+    assert drawing.draw_explanation(explanation).height < 2000
 
 
 def test_the_drawn_map_is_strongest_where_the_relevance_is():
@@ -87,7 +69,7 @@ def test_the_drawn_map_is_strongest_where_the_relevance_is():
     relevance[72:, :24] = 4.0
     explanation = Explanation(Answer("a cat", 0.5, None, [("a", 0.8), ("cat", 0.7), ("<end>", 0.9)]),
                               Image.new("RGB", (96, 96), "#808080"), relevance, [("What?", -0.04)])
-    drawn = np.asarray(drawing.draw_explanation("What?", explanation)).astype(int)
+    drawn = np.asarray(drawing.draw_explanation(explanation)).astype(int)
     panel = drawn[28:324, 354:650]
     colourful = panel[..., 0] - panel[..., 2]  # red more than blue: orange
     assert colourful[266:, :28].min() > 100 and colourful[:140].max() < 30 and colourful[:, 140:].max() < 30
@@ -102,7 +84,7 @@ def test_the_captions_say_what_the_map_and_the_beam_show(strongest, other, expec
     monkeypatch.setattr(drawing, "write_text", lambda *call: (texts.append(call[3]), write_text(*call))[1])
     answer = Answer("a cat", 0.5, 0.4, [("a", 0.8), ("cat", 0.7), ("<end>", 0.9)], [("a dog", other)])
     relevance = np.full((96, 96), strongest)
-    drawing.draw_explanation("What?", Explanation(answer, Image.new("RGB", (96, 96)), relevance, [("What?", 1)]))
+    drawing.draw_explanation(Explanation(answer, Image.new("RGB", (96, 96)), relevance, [("What?", 1)]))
     sentences = ["2.3 nats leave a tenth", "no single place matters", "no part of it changes", "need not be the most probable"]
     assert [text for text in sentences if text in " ".join(texts)] == expected
 
@@ -110,5 +92,5 @@ def test_the_captions_say_what_the_map_and_the_beam_show(strongest, other, expec
 def test_the_map_finds_the_thing_that_the_question_is_about():
     """The first scenes of the demo's test split; docs/scores.md has the number of all, by demo/check_relevance.py."""
     answerer = load(ROOT / "demo/vqa_checkpoint.pt")
-    cases = [case for image_id in image_ids("test")[:20] for case in check_scene(answerer, image_id)]
+    cases = [case for image_id in image_ids_of("test")[:20] for case in check_scene(answerer, image_id)]
     assert len(cases) > 8 and np.mean([case.found for case in cases]) >= 0.8 > 4 * np.mean([case.chance for case in cases])
