@@ -53,7 +53,10 @@ def find_checkpoint(checkpoint):
     """The Path of the file that --checkpoint names: a local file, or hf:USER/REPO, hf:USER/REPO@REVISION of the hub.
 
     Of a hub repository vqa_checkpoint.pt is downloaded. Raises FileNotFoundError if the hub cannot be reached, or lacks it.
+    Raises ValueError if it is neither.
     """
+    if not isinstance(checkpoint, str | Path):
+        raise ValueError(f"the checkpoint is {checkpoint!r:.60}: give a path or hf:USER/REPO")
     if not str(checkpoint).startswith("hf:"):
         return Path(checkpoint)
     repository, _, revision = str(checkpoint).removeprefix("hf:").partition("@")
