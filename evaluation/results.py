@@ -20,7 +20,7 @@ from preprocess import csv_file, read_csv
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
            "question_type", "answer_type")
-INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # below 2 ** 63, and one spelling for each
 EXPLANATION = "_why"  # ends the name of the PNG with the explanation of an answer
 CHARTS = ("overview", "scores", "calibration")  # PNGs beside the single images, which are named after their question_id
 
@@ -58,7 +58,7 @@ def read_question_ids(cfg):
         raise ValueError(f"--results-json needs the evaluation server's question ids: {csv_path} has no column question_id")
     ids = rows.loc[rows["split"] == cfg.split, "question_id"]
     if wrong := [text for text in ids if not INTEGER.fullmatch(text)]:
-        raise ValueError(f"--results-json needs integers as question ids: {csv_path} has {wrong[0]!r:.60}")
+        raise ValueError(f"--results-json needs integers of at most 18 digits as question ids: {csv_path} has {wrong[0]!r:.60}")
     return [int(text) for text in ids]
 
 
