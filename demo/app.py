@@ -82,6 +82,9 @@ def build_page(gr, answerer, examples):
             if not path or not question.strip():
                 raise ValueError("Type a question about the image." if path else "Choose an image." if question.strip() else
                                  "Choose an image and type a question about it.")
+            # gradio checks only paths that come with `meta`. The same words whether or not there is such a file
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(os.environ["GRADIO_TEMP_DIR"])):
+                raise ValueError("This is no uploaded image.")
             image = open_image(path)
         except UNREADABLE as error:
             yield f'<p role="alert">{html.escape(str(error).replace(path, Path(path).name))}</p>', None

@@ -5,7 +5,8 @@ of VQA v2 (questions, and annotations with ten simulated answers each), and true
 phrase for the true scene. Prints the number of questions of each kind. No image that mini_vqa_v2.py, with its default
 split, puts into training shows one of `world.HELD_OUT`.
 6,000 scenes take about a quarter of a minute on two cores. The same seed gives the same bytes with any number of workers.
-If the same settings and the same code wrote the files that are there, nothing is drawn again.
+If the same settings and the same code wrote the files that are there, nothing is drawn again. Of the images only names
+and sizes are compared: a changed byte is not noticed.
 """
 import hashlib
 import json
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 import mini_vqa_v2
 from common import settings
-from common.files import atomic_write, write_json
+from common.files import atomic_write, file_lock, write_json
 from demo.drawing import draw_scene
 from demo.questions import ask
 from demo.world import belongs_to_demo, change_one_fact, family_of, sample_scene, without_held_out
@@ -34,6 +35,7 @@ PRETRAINING = ROOT / "demo/encoders/settings_clip.json"
 CODE = [ROOT / name for name in ("mini_vqa_v2.py", "demo/make_scenes.py", "demo/world.py", "demo/drawing.py",
                                  "demo/questions.py")]
 SUBSET = "train2014"
+IMAGES = f"{SUBSET}/COCO_{SUBSET}_*.jpg"
 JPEG_QUALITY = 88
 LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT: drawn by demo/make_scenes.py"}
 
@@ -135,13 +137,31 @@ def official_entries(image_id, question_id, item):
 def main(cfg):
     settings.check_ranges(cfg, num_scenes=settings.COUNT, workers=(1, 256))
     folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / ".lock", f"another run is writing to --output-dir {folder}: wait for it, or name another"):
+        if is_finished(folder, cfg):
+            print(f"{folder} holds these {cfg.num_scenes} scenes already: nothing is drawn")
+        else:
+            write_scenes(folder, cfg)
+
+
+def is_finished(folder, cfg):
+    """Whether the last run in `folder` ended, had these settings and this code, and left that many images."""
+    try:
+        state = (folder / "finished.txt").read_bytes()
+    except OSError:  # there is none, or it cannot be read
+        return False
+    return state == state_of(folder, cfg).encode() and len(list(folder.glob(IMAGES))) == cfg.num_scenes
+
+
+def write_scenes(folder, cfg):
+    """Draw all scenes and write the files of the data set; finished.txt is the last one."""
     image_dir, finished = folder / SUBSET, folder / "finished.txt"
-    if finished.is_file() and finished.read_text(encoding="utf-8") == state_of(folder, cfg):
-        print(f"{folder} holds these {cfg.num_scenes} scenes already: nothing is drawn")
-        return
+    if finished.is_dir():
+        raise ValueError(f"{finished} is a folder: remove it, or choose another --output-dir")
     image_dir.mkdir(parents=True, exist_ok=True)
     finished.unlink(missing_ok=True)
-    for stale in image_dir.glob(f"COCO_{SUBSET}_*.jpg"):
+    for stale in folder.glob(IMAGES):
         stale.unlink()
     image_ids = range(1, cfg.num_scenes + 1)
     banned = banned_descriptions(cfg.seed, image_ids, cfg.workers)
@@ -167,11 +187,11 @@ def main(cfg):
 
 
 def state_of(folder, cfg):
-    """Hash (str) of all that decides the files' content, settings, code and Pillow, and of the files' names and sizes."""
+    """Hash (str) of settings, code, Pillow, JSON files, and of the images' names and sizes. Their bytes are not read."""
     code = [path.read_text(encoding="utf-8") for path in (*CODE, PRETRAINING)]
-    files = sorted([*folder.glob("*.json"), *folder.glob(f"{SUBSET}/COCO_{SUBSET}_*.jpg")])
-    sizes = [(path.name, path.stat().st_size) for path in files]
-    return hashlib.sha256(repr([cfg.num_scenes, cfg.seed, PIL.__version__, code, sizes]).encode()).hexdigest() + "\n"
+    files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(folder.glob("*.json"))]
+    files += [(path.name, path.stat().st_size) for path in sorted(folder.glob(IMAGES))]
+    return hashlib.sha256(repr([cfg.num_scenes, cfg.seed, PIL.__version__, code, files]).encode()).hexdigest() + "\n"
 
 
 def write_compact(path, value):

@@ -1,5 +1,6 @@
 """demo/app.py: the page is started once, with the demo's model, and asked by a client and in headless Chromium."""
 import json
+import os
 import re
 import signal
 import socket
@@ -118,13 +119,25 @@ def test_a_mistake_is_one_line_in_the_page(name, question, expected, ask, tmp_pa
     assert text.startswith('<p role="alert">') and text.count("<") == 2 and "\n" not in text
 
 
-def test_only_uploads_are_read(address, tmp_path):
-    """Whoever can open the page must not read other images of this machine through it."""
-    upload = {"path": write_image(tmp_path, "private.png", (8, 8)), "meta": {"_type": "gradio.FileData"}}
-    event = requests.post(f"{address}/gradio_api/call/ask", json={"data": [upload, QUESTION]}, timeout=60).json()["event_id"]
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["without meta", "with meta"])
+@pytest.mark.parametrize("place", ["{own}/private.png", "{own}/missing.png", "{own}/link.png", "{uploads}/link.png",
+                                   "{uploads}/../../../{own}/private.png", "{uploads}/../../../{own}/missing.png"])
+def test_only_uploads_are_read(place, meta, address, tmp_path, tmp_path_factory):
+    """Whoever can open the page must not read other images of this machine through it. gradio checks no path without `meta`:
+    the page drew the image into its explanation, and told whether there is such a file."""
+    image = write_image(tmp_path, "private.png", (8, 8))
+    uploads = next((tmp_path_factory.getbasetemp() / "app0/temporary").glob("tmp*/"))
+    for folder in (tmp_path, uploads):
+        (folder / "link.png").unlink(missing_ok=True)
+        (folder / "link.png").symlink_to(image)
+    path = place.format(own=os.path.relpath(tmp_path, uploads.parents[2]) if "../" in place else tmp_path, uploads=uploads)
+    assert "missing" in place or os.path.samefile(path, image)
+    data = {"data": [{"path": path} | meta, QUESTION]}
+    event = requests.post(f"{address}/gradio_api/call/ask", json=data, timeout=60).json()["event_id"]
     stream = requests.get(f"{address}/gradio_api/call/ask/{event}", timeout=60).text
-    assert "event: error" in stream and "<strong>" not in stream
-    assert requests.get(f"{address}/gradio_api/file={upload['path']}", timeout=60).status_code == 403
+    assert "<strong>" not in stream and ".png" not in stream
+    assert "This is no uploaded image." in stream or meta and "event: error" in stream
+    assert requests.get(f"{address}/gradio_api/file={path}", timeout=60).status_code in (403, 404)
 
 
 def wait_for(run, script):

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from common.files import file_lock
 from demo import make_scenes, world
 from demo.drawing import draw_scene, draw_with_boxes
 from demo.make_scenes import banned_descriptions, demo_scene, is_training_image, make_questions
@@ -107,12 +108,31 @@ def test_scenes_are_drawn_again_only_if_something_changed_or_is_missing(tmp_path
     assert make() and image.read_bytes() == content
     image.write_bytes(content[:-1])
     assert make() and image.read_bytes() == content and not make()
+    questions = tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json"
+    questions.write_bytes(questions.read_bytes().replace(b"What", b"Whit"))
+    assert make() and b"Whit" not in questions.read_bytes()
+    finished.write_bytes(b"\xff\xfe")
+    assert make() and not make()
+    (tmp_path / "train2014/COCO_train2014_000000000099.jpg").touch()
+    finished.write_text(make_scenes.state_of(tmp_path, make_scenes.Config(num_scenes=3)))
+    assert make() and len(list(tmp_path.rglob("*.jpg"))) == 3, "a fourth image was taken for one of three scenes"
     monkeypatch.setattr(make_scenes, "CODE", make_scenes.CODE[:-1])
     assert make() and not make()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(make_scenes, "write_json", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         make(seed=44)
     assert not finished.exists() and make(seed=44)
+
+
+def test_a_second_run_in_the_same_folder_and_a_folder_named_finished_are_refused(tmp_path):
+    """Two runs mixed their images, and finished.txt declared the mixture finished."""
+    cfg = make_scenes.Config(output_dir=str(tmp_path), num_scenes=3, workers=1)
+    with file_lock(tmp_path / ".lock", ""), pytest.raises(ValueError, match="^another run is writing to --output-dir "):
+        make_scenes.main(cfg)
+    (tmp_path / "finished.txt").mkdir()
+    with pytest.raises(ValueError, match="finished.txt is a folder: remove it, or choose another --output-dir$"):
+        make_scenes.main(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["finished.txt"]
 
 
 def test_scenes_and_questions_are_varied(asked):
