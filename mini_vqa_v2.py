@@ -254,8 +254,9 @@ def check_splits(rows, parts):
               "val": any(part.val_fraction > 0 for part in parts), "test": any(part.test_fraction > 0 for part in parts)}
     if any(wanted[split] and sizes[split] == 0 for split in SPLITS):
         found = ", ".join(f"{split} {sizes[split]}" for split in SPLITS)
+        test_share = f", --test-fraction {first.test_fraction}" if first.protocol == "own" else ""  # official: refused
         raise ValueError(f"a split has no rows ({found}): keep more questions, or change --val-fraction "
-                         f"{first.val_fraction}, --test-fraction {first.test_fraction} or --seed {first.seed}")
+                         f"{first.val_fraction}{test_share} or --seed {first.seed}")
 
 
 def keep_rows_with_image(rows, held_out, cfg):
@@ -264,7 +265,8 @@ def keep_rows_with_image(rows, held_out, cfg):
     An evaluation server wants an answer to every question: official test questions stay, also without their image.
     """
     source_of = {Path(row["image_path"]).name: row["image_source"] for row in rows}
-    missing, copies = collect_images(source_of, Path(cfg.output_dir), cfg.image_dir, cfg.image_url, cfg.workers)
+    missing, copies = collect_images(source_of, Path(cfg.output_dir), cfg.image_dir, cfg.image_url, cfg.workers,
+                                     cfg.image_pattern)
     is_official = cfg.protocol == "official" or cfg.subset in UNLABELLED
     without = [row for row in rows if Path(row["image_path"]).name in missing]
     dropped = {row["question_id"] for row in without if not (is_official and row["split"] == "test")}

@@ -134,7 +134,8 @@ def read_answers(rows, csv_path, lines):
     for line, cell, label in zip(lines, rows["answers"], labels, strict=True):
         try:
             answers = json.loads(cell) if cell.strip() else []
-            if not isinstance(answers, list) or not all(isinstance(text, str) and is_text(text) for text in answers):
+            if not isinstance(answers, list) or not all(
+                    isinstance(text, str) and is_text(text) and "\0" not in text for text in answers):
                 raise ValueError
         except (ValueError, RecursionError):
             raise ValueError(f"{csv_path}, line {line}: the cell of the column answers {cell!r:.60} is no JSON list of texts, "

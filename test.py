@@ -27,7 +27,7 @@ from evaluation.baselines import (
 )
 from evaluation.drawing import draw_prediction
 from evaluation.fonts import report_missing_characters
-from evaluation.generation import answer_dataset, load
+from evaluation.generation import MAX_BEAM_SIZE, answer_dataset, load
 from evaluation.metrics import choose_bleu_tokenizer
 from evaluation.report import evaluate, print_table
 from evaluation.results import answer_name, read_question_ids, result_rows, write_explanation, write_results, write_results_json
@@ -96,8 +96,8 @@ class Config(CheckpointConfig):
 
 
 def check_settings(cfg):
-    settings.check_ranges(cfg, beam_size=(1, 256), batch_size=settings.COUNT, seed=settings.SEED, workers=settings.WORKERS,
-                          num_pictures=(0, 10_000))
+    settings.check_ranges(cfg, beam_size=(1, MAX_BEAM_SIZE), batch_size=settings.COUNT, seed=settings.SEED,
+                          workers=settings.WORKERS, num_pictures=(0, 10_000))
     modes = {"--compare": cfg.compare, "--baselines-only": cfg.baselines_only or None, "--image": cfg.image,
              "--data-csv": cfg.data_csv, "--test-csv": cfg.test_csv}
     if len(chosen := [flag for flag, value in modes.items() if value is not None]) > 1:

@@ -5,7 +5,7 @@ import types
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from common.files import refuse_device
+from common.files import is_text, refuse_device
 
 # they say what to do with files that are there already: a repeated run does not inherit them
 NOT_REPEATED = ("resume", "overwrite")
@@ -19,8 +19,10 @@ def read_config(path, config_class):
                                 "their checkpoint")
     script, kinds = Path(sys.argv[0]).name, get_type_hints(config_class)
     try:
-        values = dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(values, dict):
+            raise ValueError(f"at its top level is {values!r:.20}")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--config {path} is no JSON file with settings ({error!s:.100})") from error
     if unknown := [name for name in values if name not in kinds]:
         raise ValueError(f"--config {path}: {script} has no setting {', '.join(unknown):.100}; is it the file of another "
@@ -30,6 +32,9 @@ def read_config(path, config_class):
         if not has_type(value, kinds[name]):
             expected = kinds[name].__name__ if isinstance(kinds[name], type) else str(kinds[name]).replace("typing.", "")
             raise ValueError(f"--config {path}: {name} is {value!r:.60}, not {expected}")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and ("\0" in text or not is_text(text)):
+                raise ValueError(f"--config {path}: {name} is {text!a:.60}, no valid text")
     return {name: value for name, value in values.items() if name not in NOT_REPEATED}
 
 

@@ -27,7 +27,7 @@ class Precision:
             name = f"cuda:{environment_number('LOCAL_RANK', 0)}"
         try:
             self.device = torch.device(name)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"--device {device} is no device; use {DEVICES}") from error
         on_cuda, on_mps = self.device.type == "cuda", self.device.type == "mps"
         if not (on_cuda or on_mps or self.device.type == "cpu"):

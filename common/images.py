@@ -62,13 +62,16 @@ def open_image(path, use=None, budget=BUDGET_OF_THREADS):
     """The first frame of an image file as an upright RGB Pillow image, decoded completely; or what `use(image)` returns.
 
     `path` may be a Pillow image too, which stays open. What is transparent becomes white. The image counts in `budget`
-    until `use` returns. Raises one of UNREADABLE if the file is no image, is truncated, or has more than MAX_PIXELS pixels.
+    until `use` returns. Raises one of UNREADABLE if the file is no image, is truncated, is empty, or has more than
+    MAX_PIXELS pixels.
     """
     image = path if isinstance(path, Image.Image) else identify(path)
-    if image.width * image.height > MAX_PIXELS:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
         if image is not path:
             image.close()
-        raise ValueError(f"{image.width} x {image.height} pixels are too many, at most {MAX_PIXELS:,} are decoded")
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{size} are too many, at most {MAX_PIXELS:,} are decoded" if 0 not in image.size else
+                         f"{size}: it is empty")
     with budget.hold(image.width * image.height):
         with contextlib.nullcontext() if image is path else image:
             scale_transparent_value(image)

@@ -135,4 +135,4 @@ def check_ranges(cfg, **ranges):
     for name, (lowest, highest) in ranges.items():
         value = getattr(cfg, name)
         if not lowest <= value <= highest:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: {lowest} <= {name} <= {highest}")
+            raise ValueError(f"--{name.replace('_', '-')} {value!s:.40} is out of range: {lowest} <= {name} <= {highest}")

@@ -31,10 +31,11 @@ MANIFEST_HEADER = "name,bytes,sha256,status\n"
 MANIFEST_LINE = re.compile(r"^([^,\n]+),(\d{1,15}),([0-9a-f]{64}),(?:ok|missing)$", re.MULTILINE)
 
 
-def collect_images(source_of, output_dir, image_dir, image_url, workers):
+def collect_images(source_of, output_dir, image_dir, image_url, workers, image_pattern=None):
     """Put images into output_dir/images: copies from `image_dir`, or downloads if that is None.
 
     `source_of`: {file name: path below `image_url` or `image_dir`}; a local image may also lie in `image_dir` itself.
+    `image_pattern`: the user's own pattern of these paths, which a message names.
     Returns the set of missing names, and the copies: {name: first name with the same bytes}. missing.csv lists the missing
     names with reasons; their number and examples are printed. Raises ValueError if more than MAX_MISSING_SHARE are missing
     (a download stops as soon as that is certain), or if more than MAX_COPIES_SHARE are copies.
@@ -61,6 +62,7 @@ def collect_images(source_of, output_dir, image_dir, image_url, workers):
     write_manifest(output_dir / "manifest.csv", known | complete, missing)
     write_missing(output_dir / "missing.csv", missing)
     source = f"--image-url {image_url}" if image_dir is None else f"--image-dir {image_dir}"
+    source += f" and --image-pattern {image_pattern}" * (image_pattern is not None)
     if missing:
         examples = ", ".join(f"{name} {reason}" for name, reason in sorted(failed.items())[:NUM_NAMED])
         message = (f"{len(missing)} of {len(names)} images are missing, for example {examples}; "

@@ -51,7 +51,7 @@ def check_own_files(own):
         if not (Path(own[flag]).is_file() and own[flag].endswith((".json", ".json.gz"))):
             raise FileNotFoundError(f"{flag} {own[flag]} is no .json or .json.gz file that exists (unpack a .zip)")
     pattern = own["--image-pattern"]
-    if not PATTERN.fullmatch(pattern) or {"", ".", ".."} & set(pattern.split("/")):
+    if not PATTERN.fullmatch(pattern) or not is_text(pattern) or {"", ".", ".."} & set(pattern.split("/")):
         raise ValueError(f"--image-pattern '{pattern}' is no path like val2014/COCO_val2014_{{image_id:012d}}.jpg: the file "
                          "name must hold {image_id} once, or {image_id:012d} for 12 digits; no spaces, commas, colons or ..")
 

@@ -5,6 +5,7 @@ From Python:
     answer = answerer("photo.jpg", "What is on the table?")
 """
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.device import Precision, compute_in_slices, slices_of
+from common.files import is_text
 from common.images import UNREADABLE
 from features.pixels import decode_image, similar_path
 from features.store import tokenize_questions
@@ -21,6 +23,7 @@ from features.trained_model import load_model
 from vocab import GLUE, PAD, START
 
 BATCH = 16  # images that an Answerer takes at once
+MAX_BEAM_SIZE = 256
 NUM_BEAMS = 5  # of the search for the alternatives to an answer
 
 
@@ -90,11 +93,15 @@ class Answerer:
         list as long. beam_size: as in test.py. Raises FileNotFoundError or ValueError of one line.
         """
         images = list(image) if isinstance(image, list | tuple) else [image]
-        questions = [question] * len(images) if isinstance(question, str) else list(question)
+        several = isinstance(question, Iterable) and not isinstance(question, str | bytes)
+        questions = list(question) if several else [question] * len(images)
         if len(images) != len(questions):
             raise ValueError(f"{len(images)} images and {len(questions)} questions: give one question, or one for each image")
-        if not all(text.strip() for text in questions):
-            raise ValueError("a question is empty")
+        for text in questions:
+            if not (isinstance(text, str) and text.strip() and is_text(text)):
+                raise ValueError(f"the question {text!a:.60} is empty or no valid UTF-8 text")
+        if not (isinstance(beam_size, int) and 1 <= beam_size <= MAX_BEAM_SIZE):
+            raise ValueError(f"beam_size is {beam_size!r:.60}, not an integer from 1 to {MAX_BEAM_SIZE}")
         self.trained.model.eval()
         answers = []
         for rows in slices_of(len(images), BATCH):
@@ -114,7 +121,7 @@ class Answerer:
             except FileNotFoundError as error:
                 similar = similar_path(Path(), str(image))
                 raise FileNotFoundError(f"image {image}: no such file{f'; {similar} exists' if similar else ''}") from error
-            except UNREADABLE as error:
+            except (*UNREADABLE, TypeError) as error:  # TypeError: info of a Pillow image that no file can have
                 raise ValueError(f"image {image} cannot be read as an image: {error}") from error
         return torch.stack(pixels)
 

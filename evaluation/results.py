@@ -20,7 +20,7 @@ from preprocess import csv_file, read_csv
 
 COLUMNS = ("question_id", "image_id", "image_path", "question", "answer", "prediction", *SCORE_COLUMNS, "confidence",
            "question_type", "answer_type")
-INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)  # below 2 ** 63, and one spelling for each
 EXPLANATION = "_why"  # ends the name of the PNG with the explanation of an answer
 CHARTS = ("overview", "scores", "calibration")  # PNGs beside the single images, which are named after their question_id
 
@@ -58,7 +58,7 @@ def read_question_ids(cfg):
         raise ValueError(f"--results-json needs the evaluation server's question ids: {csv_path} has no column question_id")
     ids = rows.loc[rows["split"] == cfg.split, "question_id"]
     if wrong := [text for text in ids if not INTEGER.fullmatch(text)]:
-        raise ValueError(f"--results-json needs integers as question ids: {csv_path} has {wrong[0]!r:.60}")
+        raise ValueError(f"--results-json needs integers of at most 18 digits as question ids: {csv_path} has {wrong[0]!r:.60}")
     return [int(text) for text in ids]
 
 
@@ -93,7 +93,9 @@ def write_results(rows, metrics, cfg, answerer):
     folder = Path(cfg.results_dir)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg.seed))[:cfg.num_pictures]
     sample = {file_name(rows[number]["question_id"]): rows[number] for number in order.tolist()}
-    remove_earlier_samples(folder, [f"{name}{kind}.png" for name in sample for kind in ("", EXPLANATION)])
+    charts = [name for name in CHARTS if (sample if name == "overview" else metrics is not None)]
+    remove_earlier_images(folder, [*(f"{name}{kind}.png" for name in sample for kind in ("", EXPLANATION)),
+                                   *(f"{name}.png" for name in charts)])
     report_missing_characters(drawn_texts(sample.values()))
     for name, row in tqdm(sample.items(), "explaining sample images", unit=" images", delay=1):
         draw_prediction(row, folder / f"{name}.png")
@@ -117,8 +119,8 @@ def write_explanation(answerer, image, question, beam_size, path):
     return explanation.answer
 
 
-def remove_earlier_samples(folder, names):
-    """Remove the single images that an earlier evaluation listed in samples.txt; write `names` there."""
+def remove_earlier_images(folder, names):
+    """Remove the images that an earlier evaluation listed in samples.txt; write `names` there."""
     listed = folder / "samples.txt"
     earlier = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     for name in {Path(line).name for line in earlier if line.endswith(".png")} - set(names):

@@ -167,7 +167,7 @@ def similar_path(folder, path):
         if name is None:
             return None
         found /= name
-    return found.as_posix()
+    return found.as_posix() if found.parts else None
 
 
 @functools.lru_cache

@@ -1,6 +1,7 @@
 """A trained model from its checkpoint: read without executing code, rebuilt around the pretrained encoders, refused if it
 does not fit. `training.checkpoint` writes them."""
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -20,6 +21,8 @@ FORMAT = "generative-vqa checkpoint 3"
 KEYS = ("format", "stage", "weights", "vocab", "model_config", "encoders", "trainable_blocks", "settings", "epoch", "val_loss",
         "trained_on", "training_texts")
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
+# of the hub, in which vqa_checkpoint.pt is searched: not a path or an address
+REPOSITORY = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*(?<!\.pt)(@[\w./-]+)?")
 # what reading an unreadable or foreign checkpoint raises
 UNREADABLE_CHECKPOINT = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, RuntimeError, EOFError,
                          ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
@@ -53,10 +56,16 @@ def find_checkpoint(checkpoint):
     """The Path of the file that --checkpoint names: a local file, or hf:USER/REPO, hf:USER/REPO@REVISION of the hub.
 
     Of a hub repository vqa_checkpoint.pt is downloaded. Raises FileNotFoundError if the hub cannot be reached, or lacks it.
+    Raises ValueError if it is neither.
     """
+    if not isinstance(checkpoint, str | Path):
+        raise ValueError(f"the checkpoint is {checkpoint!r:.60}: give a path or hf:USER/REPO")
     if not str(checkpoint).startswith("hf:"):
         return Path(checkpoint)
     repository, _, revision = str(checkpoint).removeprefix("hf:").partition("@")
+    if not REPOSITORY.fullmatch(str(checkpoint)):
+        raise ValueError(f"--checkpoint {checkpoint} is no hf:USER/REPO or hf:USER/REPO@REVISION of the hub; a local file is "
+                         "named without hf:")
     download = partial(hf_hub_download, repository, "vqa_checkpoint.pt", revision=revision or None)
     return Path(from_cache_or_hub(download, checkpoint, "--checkpoint FOLDER/vqa_checkpoint.pt"))
 

@@ -72,17 +72,46 @@ def test_word_probabilities_and_alternatives(config, beam_size, make_answerer, d
         assert (answer.gate is None) == (config == {"fusion": "concat"})
 
 
-@pytest.mark.parametrize("images, questions, message", [
-    (["images/0000.png", "images/none.png"], QUESTION, "image images/none.png: no such file"),
-    (["images/0000.png", "metadata.csv"], QUESTION, "image metadata.csv cannot be read as an image"),
-    (["images/0000.png", 3], QUESTION, "an image is a int: give a path or a Pillow image"),
-    (["images/0000.png"], [QUESTION] * 2, "1 images and 2 questions"),
-    ("images/0000.png", " ", "a question is empty"),
+def wrong_image(mode, size=(4, 4), **info):
+    image = Image.new(mode, size)
+    image.info |= info
+    return image
+
+
+PICTURE = "images/0000.png"
+
+
+@pytest.mark.parametrize("asked, message", [
+    (([PICTURE, "images/none.png"], QUESTION), "image images/none.png: no such file$"),
+    (([PICTURE, "metadata.csv"], QUESTION), "image metadata.csv cannot be read as an image"),
+    (([PICTURE, 3], QUESTION), "an image is a int: give a path or a Pillow image"),
+    (("", QUESTION), "image : no such file$"),
+    ((wrong_image("L", (0, 0)), QUESTION), "0 x 0 pixels: it is empty"),
+    ((wrong_image("RGB", (0, 9)), QUESTION), "0 x 9 pixels: it is empty"),
+    ((wrong_image("L", (5, 0)), QUESTION), "5 x 0 pixels: it is empty"),
+    ((wrong_image("L", transparency=None), QUESTION), "cannot be read as an image: 'NoneType' object"),
+    ((wrong_image("1", transparency=b"a"), QUESTION), "cannot be read as an image: 'bytes' object"),
+    (([PICTURE], [QUESTION] * 2), "1 images and 2 questions"),
+    *(((PICTURE, question), "the question .* is empty or no valid UTF-8 text") for question in (
+        " ", "\ud800 what", None, 3, b"what", [None], [b"what"])),
+    *(((PICTURE, QUESTION, beam_size), f"beam_size is {beam_size!r}, not an integer from 1 to 256")
+      for beam_size in (0, -1, 257, 10 ** 6, 1.5, None, "3")),
 ])
-def test_a_mistake_is_named(images, questions, message, answerer, data_dir, monkeypatch):
+def test_a_mistake_is_named(asked, message, answerer, data_dir, monkeypatch):
     monkeypatch.chdir(data_dir)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        answerer(images, questions)
+        answerer(*asked)
+
+
+def test_a_device_that_is_no_text_is_named(stage_one):
+    with pytest.raises(ValueError, match="--device None is no device"):
+        load(stage_one / "vqa_checkpoint.pt", None)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 3, b"a.pt", ["a.pt"]])
+def test_a_checkpoint_that_is_no_path_is_named(checkpoint):
+    with pytest.raises(ValueError, match=f"the checkpoint is {re.escape(repr(checkpoint))}: give a path or hf:USER/REPO"):
+        load(checkpoint)
 
 
 # ---- the trained model that comes with the repository, made by demo/shrink_checkpoint.py

@@ -87,6 +87,12 @@ def test_a_checkpoint_comes_from_the_hub_with_its_encoders_beside_it(stage_one, 
     assert read_checkpoint(tmp_path / "two/vqa_checkpoint.pt")["settings"]["checkpoint"] == "hf:me/model"
 
 
+@pytest.mark.parametrize("name", ["", "model", "a/b/c@d", "../x", "http://host/a", "demo/vqa_checkpoint.pt", "a/b@"])
+def test_a_name_that_is_no_hub_repository_is_no_missing_download(name):
+    with pytest.raises(ValueError, match=f"^--checkpoint hf:{name} is no hf:USER/REPO or hf:USER/REPO@REVISION"):
+        load_model(f"hf:{name}")
+
+
 def test_a_missing_checkpoint_names_one_that_exists(tmp_path, monkeypatch):
     """A newcomer had trained the demo only, and the message asked to train first."""
     monkeypatch.chdir(tmp_path)

@@ -98,6 +98,11 @@ def test_settings_that_do_not_fit_the_protocol_are_refused(flags, message, run, 
     assert message in run("--protocol", "official", *flags, expect=2)
 
 
+def test_an_empty_split_names_only_settings_of_the_protocol(both_subsets, run):
+    error = run("--vqa-dir", both_subsets, "--protocol", "official", "--no-pictures", "--val-fraction", 1e-9, expect=2)
+    assert "a split has no rows" in error and "change --val-fraction 1e-09 or --seed 42" in error
+
+
 # ---- questions without answers, and the file for the evaluation server
 
 def write_test_questions(folder, num_images=200, subset="test2015"):
@@ -169,11 +174,11 @@ def test_a_scored_split_has_a_line_for_every_question_too(flags, num_lines, answ
     assert f"{num_lines} answers in server.json, 4 of them empty" in output
 
 
-@pytest.mark.parametrize("question_id", ["a1", "18.0", "007", "1_0", "\u0663", ""])
+@pytest.mark.parametrize("question_id", ["a1", "18.0", "007", "1_0", "\u0663", "", "-0", "1" * 19])
 def test_the_server_takes_integers_as_question_ids_only(question_id, answer, data_dir, tmp_path):
     (tmp_path / "own.csv").write_text(f"question_id,image_path,question\n{question_id},{data_dir}/images/0001.png,What?\n")
     error = answer("--data-csv", "own.csv", "--allow-outside", expect=2)
-    assert f"--results-json needs integers as question ids: own.csv has '{question_id}'" in error
+    assert f"--results-json needs integers of at most 18 digits as question ids: own.csv has '{question_id}'" in error
     assert [path.name for path in tmp_path.iterdir()] == ["own.csv"]
 
 
@@ -258,7 +263,7 @@ def test_a_folder_of_other_files_does_not_start_a_download_of_vqa_v2(files, run,
 @pytest.mark.parametrize("pattern", [
     "%012d.jpg", "{}.jpg", "a.jpg", "{image_id:012d}/a.jpg", "../{image_id}.jpg", "/{image_id}.jpg", "{image_id}{image_id}.jpg",
     "{image_id:999999999d}.jpg", "{image_id.real}.jpg", "a//{image_id}", "a,{image_id}.jpg", "{image_id}\n.jpg",
-    "http://host/{image_id}.jpg", ""], ids=ascii)
+    "http://host/{image_id}.jpg", "", "\udce9{image_id}.jpg"], ids=ascii)
 def test_a_pattern_that_gives_no_path_for_each_image_is_refused(pattern, run, tmp_path):
     error = run(*write_ok_vqa(tmp_path / "ok"), f"--image-pattern={pattern}", "--no-pictures", expect=2)
     assert "--image-pattern '" in error and "must hold {image_id} once" in error
@@ -277,6 +282,14 @@ def test_files_that_do_not_fit_are_named(questions, annotations, pattern, messag
     values = {"--questions": questions, "--annotations": annotations, "--image-pattern": pattern}
     flags = [text for flag, value in values.items() if value is not None for text in (flag, value)]
     assert message in run("--no-pictures", *flags, expect=2)
+
+
+def test_images_that_the_pattern_does_not_find_name_it(run, tmp_path):
+    (tmp_path / "local").mkdir()
+    error = run(*write_ok_vqa(tmp_path / "ok"), "--image-pattern", "{image_id:02d}.jpg", "--image-dir", tmp_path / "local",
+                "--min-answer-words", 1, "--min-agreement", 1, expect=2)
+    assert "60 of 60 images are missing" in error
+    assert f"check --image-dir {tmp_path / 'local'} and --image-pattern {{image_id:02d}}.jpg" in error
 
 
 def test_own_files_and_a_subset_exclude_each_other(run, tmp_path):

@@ -182,7 +182,7 @@ def test_a_cell_may_hold_the_answers_of_several_annotators(separator, cells, lab
 
 
 @pytest.mark.parametrize("cell", ["a cat", '["a cat", 3]', '"a cat"', "['a cat']", '{"answer": "a cat"}', "3", '["a cat"',
-                                  r'["\ud83d"]', "[" * 100_000], ids=lambda cell: cell[:10])
+                                  r'["\ud83d"]', r'["a\u0000b"]', "[" * 100_000], ids=lambda cell: cell[:10])
 def test_a_cell_that_is_no_list_of_texts_is_named_by_its_line(cell, tmp_path):
     rows = pd.DataFrame({"image_path": "a.jpg", "question": ["two\nlines", "q"], "answers": [json.dumps(CATS), cell]})
     with pytest.raises(ValueError, match=r"own.csv, line 4: .* is no JSON list of texts, such as \[") as error:

@@ -245,13 +245,15 @@ def test_a_question_only_model_has_its_own_folder_and_becomes_a_floor(trained, s
     assert "question_only" not in metrics["floors"] and "was trained on other rows" in output
 
 
-def test_sample_images_of_an_earlier_evaluation_are_removed(score, tmp_path):
+def test_images_of_an_earlier_evaluation_are_removed(score, data_dir, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/mine.png").write_bytes(b"not one of them")
     for seed in (1, 2):
         score("--num-pictures", 2, "--seed", seed)
     others = {"overview.png", "scores.png", "calibration.png", "mine.png"}
     assert len({path.name for path in (tmp_path / "r").glob("*.png")} - others) == 4  # with explanations
+    score("--num-pictures", 0, data=("--data-csv", data_dir / "metadata.csv"))  # without scores
+    assert [path.name for path in (tmp_path / "r").glob("*.png")] == ["mine.png"]
 
 
 def test_baselines_need_no_image_and_no_model(data_dir, tmp_path):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -12,7 +13,7 @@ from builder import many_entries, write_official
 from conftest import ROOT, call_script, error_line, start
 
 from common.config_file import has_type
-from common.settings import printable
+from common.settings import check_ranges, printable
 
 LATIN = "Übung"  # a folder whose name an ASCII terminal cannot show
 
@@ -161,22 +162,30 @@ def test_passwords_in_addresses_are_hidden(text, expected):
 
 def test_the_file_of_config_replaces_defaults_and_flags_replace_the_file(tmp_path):
     (tmp_path / "toy.py").write_text(TOY.format(error="ValueError"))
-    (tmp_path / "config.json").write_text('{"batch_size": 8, "name": "y"}')
+    (tmp_path / "config.json").write_text('{"batch_size": 8, "name": "y"}', encoding="utf-8-sig")  # as Notepad may save it
     process = start("toy.py", "--config", "config.json", "--name=z", cwd=tmp_path)
     assert process.communicate(timeout=60)[0].splitlines()[-3:] == ["  * batch_size = 8", "    workers = 2", "  * name = z"]
 
 
 @pytest.mark.parametrize("content, message", [
     (None, "is no file that exists: train.py and fine_tune.py write config.json beside their checkpoint"),
-    ('{"batch_size": 8', "is no JSON file with settings"), ("[8]", "is no JSON file with settings"),
+    ('{"batch_size": 8', "is no JSON file with settings"),
+    *((text, "is no JSON file with settings (at its top level is ") for text in ("[8]", "[]", '[["name", "y"]]', "null", "3")),
     ('{"batch_size": 8, "gpt2_layers": 4}', ": toy.py has no setting gpt2_layers; is it the file of another script?"),
     ('{"batch_size": "8"}', ": batch_size is '8', not int"), ('{"batch_size": true}', ": batch_size is True, not int"),
+    *((f'{{"name": "{text}"}}', f": name is {value}, no valid text") for text, value in (
+        (r"a\u0000b", r"'a\x00b'"), (r"\ud800", r"'\ud800'"))),
     ('{"batch_size": null}', ": batch_size is None, not int"), ('{"name": 8}', ": name is 8, not str")])
 def test_a_file_of_config_that_does_not_fit_is_one_line(content, message, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     status, errors = run_toy("ValueError", tmp_path, "--config", "config.json")
     assert status == 2 and f"--config config.json{message if message[0] == ':' else ' ' + message}" in error_line(errors)
+
+
+def test_a_number_out_of_range_is_not_printed_with_hundreds_of_digits():
+    with pytest.raises(ValueError, match="^--batch-size 10{39} is out of range: 1 <= batch_size <= 9$"):
+        check_ranges(SimpleNamespace(batch_size=10 ** 400), batch_size=(1, 9))
 
 
 @pytest.mark.parametrize("value, kind, fits", [
