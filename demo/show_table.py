@@ -35,8 +35,9 @@ class Config:
 
 
 def main(cfg):
-    stage_1, stage_2 = (json.loads(Path(f"{prefix}_metrics.json").read_text(encoding="utf-8"))
-                        for prefix in (cfg.stage_1, cfg.stage_2))
+    stage_1 = read_metrics("--stage-1", cfg.stage_1, "scores")
+    stage_2 = read_metrics("--stage-2", cfg.stage_2, "scores", "floors.wrong_picture", "floors.most_frequent", "ceilings.human",
+                           "ceilings.oracle", "by_training_label")
     results = [f"{prefix}_results.csv" for prefix in (cfg.stage_1, cfg.stage_2)]
     table = join_results(*results)
     groups, before, after = (table[name] for name in ("image_id_a", "sentence_bleu_a", "sentence_bleu_b"))
@@ -55,6 +56,23 @@ def main(cfg):
     right = table[(table["exact_match_b"] == 100) & table["answer_b"].str.match("an? ")]  # answers that name a thing
     row = (right if len(right) else table).sort_values("confidence_b", ascending=False, kind="stable").iloc[0]
     print_next_commands(row, cfg)
+
+
+def read_metrics(flag, prefix, *names):
+    """Contents (dict) of a metrics file. Raises ValueError if one of the tables `names` is missing, or a score in them."""
+    path = f"{prefix}_metrics.json"
+    try:
+        metrics = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag} {prefix}: {path} cannot be read ({error}): run `make demo`, or name other files") from error
+    for name in names:
+        table = metrics
+        for key in name.split("."):
+            table = table.get(key) if isinstance(table, dict) else None
+        if not table or "null" in json.dumps(table):
+            raise ValueError(f"{flag} {prefix}: {path} has no {name}, or a score in it is null: run test.py as `make demo` "
+                             "does, with --true-answers and at least two images")
+    return metrics
 
 
 def print_table(stage_1, stage_2):

@@ -1,4 +1,5 @@
 """The tables of the demo: show_table.py between the strongest floor and the oracle, and the lines of ablations.py."""
+import json
 import re
 import shlex
 import sys
@@ -74,6 +75,32 @@ def test_the_demo_ends_with_three_commands_to_copy(demo, capsys):
     assert set(asked) == {"--checkpoint", "--image", "--question"} and Path(asked["--image"]).is_file()
     assert asked["--question"] in set(read_rows(demo.data_dir).query("split == 'test'")["question"])
     assert train[1:] == ["train.py", "--data-dir", "folder/my.csv"]
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda text: text[:99], "1_metrics.json cannot be read "), (lambda text: "[]", "1_metrics.json has no scores"),
+    (lambda text: text.replace('"ci95": [', '"ci95": [null, '), "1_metrics.json has no scores, or a score in it is null")])
+def test_metrics_that_are_not_those_of_the_demo_are_named(change, expected, demo):
+    """Metrics of test.py without --true-answers, damaged ones and those of one image ended in a traceback."""
+    file = Path(f"{demo.stage_1}_metrics.json")
+    file.write_text(change(file.read_text()))
+    with pytest.raises(ValueError, match=rf"^--stage-1 .*{expected}"):
+        show_table.main(demo)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"^--stage-1 .*No such file"):
+        show_table.main(demo)
+
+
+@pytest.mark.parametrize("table, key", [("ceilings", "oracle"), ("ceilings", "human"), ("floors", "wrong_picture"),
+                                        (None, "by_training_label")])
+def test_a_missing_table_is_named(table, key, demo, capsys):
+    file = Path(f"{demo.stage_2}_metrics.json")
+    metrics = json.loads(file.read_text())
+    del (metrics[table] if table else metrics)[key]
+    write_json(file, metrics)
+    with pytest.raises(ValueError, match=rf"^--stage-2 .*2_metrics.json has no {f'{table}.' if table else ''}{key}, "):
+        show_table.main(demo)
+    assert not capsys.readouterr().out
 
 
 def test_a_line_of_the_ablations_has_an_interval_over_seeds(tmp_path):
