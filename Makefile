@@ -4,7 +4,7 @@
 # make test        lint and tests
 # make test-slow   slow tests: repeated kills, fuzzing, data of VQA v2's size
 # make ablations   trains and scores fourteen variants of the demo with three seeds each; about an hour on two cores
-# make walkthrough runs docs/walkthrough.ipynb and stores its outputs; two to four minutes on two cores
+# make walkthrough runs docs/walkthrough.ipynb and stores its outputs; one to four minutes on two cores
 # make lint        only lint (ruff)
 # make install     only the installation into .venv
 # make clean       deletes the output of demo, ablations and benchmarks; keeps .venv and all other runs

@@ -48,7 +48,7 @@ def remove_progress_bars(cell):
 
 def main(cfg):
     notebook = nbformat.read(cfg.notebook, as_version=4)
-    print(f"running the {len(notebook.cells)} cells of {cfg.notebook}; this takes two to four minutes on two cores", flush=True)
+    print(f"running the {len(notebook.cells)} cells of {cfg.notebook}; this takes one to four minutes on two cores", flush=True)
     run_cells(notebook, cfg.folder)
     with atomic_write(cfg.notebook) as temporary:
         nbformat.write(notebook, temporary)
