@@ -68,7 +68,7 @@ def test_the_demo_ends_with_three_commands_to_copy(demo, capsys):
     printed = capsys.readouterr().out
     assert f"# ask about an image; label: {best['answer']}\n" in printed and best["question"] in printed
     browse, ask, train = [shlex.split(line) for line in printed.splitlines()[-7:] if line and line[0] != "#"]
-    assert {command[0] for command in (browse, ask, train)} == {sys.executable}
+    assert {Path(command[0]).absolute() for command in (browse, ask, train)} == {Path(sys.executable)}
     assert browse[1:3] == ["-m", "webbrowser"] and browse[3].startswith("file:///") and browse[3].endswith("/r/index.html")
     asked = dict(zip(ask[2:-1:2], ask[3:-1:2], strict=True))
     assert (ask[1], ask[-1]) == ("test.py", "--explain")

@@ -132,10 +132,12 @@ def test_if_one_process_is_killed_the_other_stops_in_one_line(rank, command, tmp
 
 
 def test_an_error_of_one_process_stops_both(command, tmp_path):
-    (tmp_path / "file").touch()
-    processes = start_two(*command, "file/run", cwd=tmp_path)
+    """Only the first process looks whether the folder holds a run."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last.pt").touch()
+    processes = start_two(*command, "run", cwd=tmp_path)
     status, _, errors = finish(processes[0], seconds=60)
-    assert status == 2 and "file/run" in error_line(errors)
+    assert status == 2 and "--overwrite" in error_line(errors)
     check_stopped(1, processes)
 
 

@@ -275,6 +275,8 @@ def open_page(browser, path, width=WIDTH, height=1000, address=""):
                             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False})
     browser.get("about:blank")  # an address that differs behind the # only would not load the page again
     browser.get(path.as_uri() + address)
+    # on a busy machine the load of about:blank was once taken for that of the page
+    wait(browser, "location.protocol === 'file:' && document.readyState === 'complete'")
     return browser.execute_script
 
 
